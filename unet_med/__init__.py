@@ -1,0 +1,1 @@
+"""unet-med: a folder of scans in, masks out, every experiment reviewable."""

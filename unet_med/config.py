@@ -1,0 +1,367 @@
+"""One frozen, typed description of a pipeline; the only thing that carries choices.
+
+A pipeline file is YAML. Whatever it leaves out or sets to ``auto`` is resolved from the data by
+:mod:`unet_med.planning`; the resolved file is again a valid pipeline file. Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unet_med.errors import ConfigError
+
+Auto = Literal["auto"]
+Axes = tuple[int, int] | tuple[int, int, int]
+Spacing = tuple[Annotated[float, Field(gt=0)], ...]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ChannelNormalisation(_Model):
+    """How one channel's intensities are brought to about zero mean and unit deviation."""
+
+    scheme: Literal["zscore", "ct", "percentile", "none"] = "zscore"
+    window: tuple[float, float] | None = Field(
+        None, description="ct: clip to this range first (HU), the 0.5 and 99.5 percentiles of the foreground"
+    )
+    mean: float | None = Field(None, description="ct: mean of the foreground")
+    sd: Positive | None = Field(None, description="ct: standard deviation of the foreground")
+
+
+class Preprocess(_Model):
+    """From the image as it is stored to the grid and the intensities that the network sees."""
+
+    spacing_mm: Auto | Spacing | None = Field(
+        "auto", description="spacing of the network's grid along R, A, S; null keeps every image's own voxels"
+    )
+    normalisation: Auto | list[ChannelNormalisation] = Field(
+        "auto", description="one entry for each channel; auto: ct for CT, else zscore for each image"
+    )
+    crop_to_nonzero: Auto | bool = Field("auto", description="leave out the outer voxels that are exactly 0")
+    image_order: Literal[0, 1, 3] = Field(3, description="spline order of resampling images")
+
+
+class Network(_Model):
+    """A 2-D or 3-D U-Net."""
+
+    kind: Literal["unet"] = "unet"
+    style: Literal["modern", "classic"] = Field(
+        "modern",
+        description="classic: the network of 2015 (no normalisation, ReLU, 2x2 max-pooling, 2x2 up-convolution, "
+        "unpadded convolutions, mirrored borders)",
+    )
+    features: Auto | tuple[Count, ...] = Field("auto", description="channels at each level, finest first")
+    strides: Auto | tuple[Axes, ...] = Field("auto", description="stride into each level; the first is all 1")
+    kernels: Auto | tuple[Axes, ...] = Field("auto", description="kernel size of each level")
+    convolutions_per_level: Annotated[int, Field(ge=1, le=8)] = 2
+    downsampling: Literal["maxpool", "strided"] = "strided"
+    upsampling: Literal["transposed", "interpolate"] = "transposed"
+    norm: Literal["instance", "batch", "none"] = "instance"
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="after the bottleneck")
+    deep_supervision: bool = False
+
+
+class Loss(_Model):
+    """What training makes small."""
+
+    kind: Literal[
+        "dice_focal", "dice", "focal", "cross_entropy", "dice_ce", "jaccard", "tversky", "border_cross_entropy"
+    ] = "dice_focal"
+    class_weights: Auto | tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+        "auto", description="weight of each output in focal and cross-entropy terms; auto: from label frequencies"
+    )
+    focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    pixel_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the focal or cross-entropy term")
+    batch_dice: bool = Field(True, description="Dice over the whole batch rather than each sample")
+    include_background: bool = Field(False, description="whether Dice, Jaccard and Tversky count label 0")
+    tversky_alpha: Share = Field(0.3, description="weight of false positives")
+    tversky_beta: Share = Field(0.7, description="weight of false negatives")
+    border_w0: Annotated[float, Field(ge=0)] = Field(10.0, description="height of the border weight map (2015)")
+    border_sigma_voxels: Positive = Field(5.0, description="width of the border weight map")
+
+
+class Augment(_Model):
+    """Random changes of training patches; each has a probability and a range. Angles in degrees."""
+
+    rotation_probability: Share = 0.2
+    rotation_degrees: Auto | tuple[float, float] = Field(
+        "auto", description="auto: -30..30 in 3-D (in-plane -180..180 when anisotropic), -180..180 in 2-D"
+    )
+    scaling_probability: Share = 0.2
+    scaling_factor: tuple[Positive, Positive] = (0.7, 1.4)
+    elastic_probability: Share = Field(0.0, description="smooth random displacements, the key augmentation of 2015")
+    elastic_sd_voxels: Annotated[float, Field(ge=0)] = 10.0
+    elastic_grid: Annotated[int, Field(ge=2, le=16)] = Field(3, description="control points along each axis")
+    mirror_axes: Auto | tuple[Annotated[int, Field(ge=0, le=2)], ...] = Field(
+        "auto", description="axes that may be flipped; auto: all but the left-right axis of paired labels"
+    )
+    mirror_probability: Share = 0.5
+    noise_probability: Share = 0.1
+    noise_variance: tuple[float, float] = (0.0, 0.1)
+    blur_probability: Share = 0.2
+    blur_sigma_voxels: tuple[float, float] = (0.5, 1.0)
+    brightness_probability: Share = 0.15
+    brightness_factor: tuple[float, float] = (0.75, 1.25)
+    contrast_probability: Share = 0.15
+    contrast_factor: tuple[float, float] = (0.75, 1.25)
+    low_resolution_probability: Share = 0.25
+    low_resolution_zoom: tuple[Positive, Positive] = (0.5, 1.0)
+    gamma_probability: Share = 0.3
+    gamma_inverted_probability: Share = 0.1
+    gamma_range: tuple[Positive, Positive] = (0.7, 1.5)
+
+
+class Sampling(_Model):
+    """Which patches the network sees."""
+
+    patch_voxels: Auto | Axes = "auto"
+    batch_size: Auto | Count = "auto"
+    foreground_share: Share = Field(0.34, description="share of each batch that is centred on a labelled voxel")
+
+
+class Training(_Model):
+    """How long and how fast it learns."""
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Auto | Positive = Field("auto", description="auto: 1e-2 for sgd, 1e-3 for adamw")
+    weight_decay: Annotated[float, Field(ge=0)] = 3e-5
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="sgd: Nesterov momentum")
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    poly_power: Positive = Field(0.9, description="learning rate = base * (1 - step / steps) ** power")
+    epochs: Count = 100
+    steps_per_epoch: Auto | Count = Field("auto", description="auto: one pass over the cases, 20 to 250 steps")
+    max_minutes: Positive | None = Field(None, description="wall-clock budget of a fold; replaces epochs")
+    clip_gradient_norm: Positive = 12.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="average of the weights; 0: off")
+    workers: Auto | Annotated[int, Field(ge=0, le=64)] = "auto"
+    validation_every_epochs: Auto | Count = "auto"
+    checkpoint_minutes: Positive = 3.0
+    overlay_cases: Annotated[int, Field(ge=0, le=16)] = Field(3, description="cases drawn for the review")
+
+
+class Inference(_Model):
+    """How windows cover an image."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="share of a window that the next one covers")
+    gaussian_sigma: Positive = Field(0.125, description="width of the blending weight, in window lengths")
+    mirror: bool = Field(False, description="average over flips along the axes that training mirrored")
+
+
+class Postprocess(_Model):
+    """What is done to the labels."""
+
+    keep_largest: tuple[str, ...] = Field((), description="labels of which only the largest component is kept")
+    minimum_voxels: Annotated[int, Field(ge=0)] = Field(0, description="smaller components are removed")
+
+
+class Tracking(_Model):
+    """Where experiments are recorded."""
+
+    enabled: bool = True
+    experiment: str | None = Field(None, description="name of the MLflow experiment; default: the pipeline's name")
+    store: str = Field("sqlite:///mlflow.db", description="relative to the working directory, or an http(s) server")
+    register_model: bool = Field(True, description="register the finished bundle as a model version")
+
+
+class PipelineConfig(_Model):
+    """A whole pipeline."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    task: Literal["semantic"] = "semantic"
+    dims: Auto | Literal[2, 3] = "auto"
+    channels: Auto | tuple[str, ...] = "auto"
+    labels: Auto | dict[str, int] = "auto"
+    regions: dict[str, tuple[Count, ...]] | None = Field(
+        None, description="overlapping regions (sigmoid), outermost first, each a list of label values"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    preprocess: Preprocess = Preprocess()
+    network: Network = Network()
+    loss: Loss = Loss()
+    augment: Augment = Augment()
+    sampling: Sampling = Sampling()
+    training: Training = Training()
+    inference: Inference = Inference()
+    postprocess: Postprocess = Postprocess()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        lengths = {
+            name: len(value)
+            for name in ("features", "strides", "kernels")
+            if (value := getattr(self.network, name)) != "auto"
+        }
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"network: features, strides and kernels must have one entry for each level, got {lengths}")
+        return self
+
+    def unresolved(self) -> tuple[str, ...]:
+        """Returns the dotted names of all values that are still ``auto``; precision is chosen by the machine."""
+        return tuple(name for name in _auto_keys(self.model_dump()) if name != "training.precision")
+
+    def to_yaml(self) -> str:
+        """Returns the pipeline as YAML that :func:`load_config` reads back to an equal value."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+    def replacing(self, changes: Mapping[str, Any]) -> PipelineConfig:
+        """Returns a validated copy with dotted keys replaced, for example ``{"sampling.batch_size": 4}``."""
+        data = self.model_dump(mode="json")
+        for key, value in changes.items():
+            _set_dotted(data, key, value)
+        return parse_config(data, "the changed pipeline")
+
+
+def _auto_keys(data: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key, value in data.items():
+        if isinstance(value, dict):
+            found += _auto_keys(value, f"{prefix}{key}.")
+        elif value == "auto":
+            found.append(prefix + key)
+    return found
+
+
+def _set_dotted(data: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401
+    *parents, last = key.split(".")
+    for parent in parents:
+        nested = data.setdefault(parent, {})
+        if not isinstance(nested, dict):
+            raise ConfigError(f"{parent!r} has no keys below it", f"--set {key}", "name a key of the pipeline file")
+        data = nested
+    data[last] = value
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """Reads a pipeline file.
+
+    Args:
+        path: A YAML file.
+        overrides: ``a.b=c`` assignments applied before validation; values are YAML.
+
+    Raises:
+        ConfigError: listing every fault with key, value and the nearest valid key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the pipeline file {path.name}", remedy="give the path of a pipeline YAML file"
+        ) from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path.name}, line {mark.line + 1}" if mark else path.name
+        raise ConfigError("the file is no valid YAML", where, "correct the line, mind indentation and colons") from error
+    if not isinstance(data, dict):
+        raise ConfigError("a pipeline file must hold keys and values", path.name, "start from a file in pipelines/")
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {override!r} has no '='", remedy="write --set section.key=value")
+        _set_dotted(data, key.strip(), yaml.safe_load(value))
+    return parse_config(data, path.name)
+
+
+def parse_config(data: Mapping[str, Any], where: str) -> PipelineConfig:
+    """Validates a mapping; see :func:`load_config` for the errors."""
+    try:
+        return PipelineConfig.model_validate(data)
+    except ValidationError as error:
+        problems = _readable(error)
+        raise ConfigError(
+            f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'} in the pipeline",
+            where,
+            "; ".join(problems),
+            problems=problems,
+        ) from None
+
+
+def _readable(error: ValidationError) -> tuple[str, ...]:
+    """One sentence for each faulty key: union branches that disagree are merged."""
+    by_key: dict[str, list[str]] = {}
+    for fault in error.errors():
+        location = [str(part) for part in fault["loc"] if isinstance(part, int) or part.isidentifier()]
+        keys = _known_prefix(location)
+        name = ".".join(keys) or "pipeline"
+        if fault["type"] == "extra_forbidden":
+            message = f"unknown key '{name}'" + _nearest(keys)
+        else:
+            detail = fault["msg"].removeprefix("Value error, ")
+            shown = repr(fault["input"])
+            message = detail if len(shown) > 80 or not keys else f"{detail}, got {shown}"
+            message = f"{name}: {message[0].lower()}{message[1:]}"
+        by_key.setdefault(name, []).append(message)
+    return tuple(_merge(messages) for messages in by_key.values())
+
+
+def _merge(messages: list[str]) -> str:
+    unique = list(dict.fromkeys(messages))
+    if len(unique) == 1:
+        return unique[0]
+    head = unique[0].split(": ", 1)[0]
+    details = [m.split(": ", 1)[-1].rsplit(", got ", 1)[0] for m in unique]
+    got = unique[0].rsplit(", got ", 1)
+    return f"{head}: {' or '.join(dict.fromkeys(details))}" + (f", got {got[1]}" if len(got) == 2 else "")
+
+
+def _known_prefix(location: Sequence[str]) -> list[str]:
+    """Drops the names of union branches that pydantic mixes into the location."""
+    keys: list[str] = []
+    model: type[BaseModel] | None = PipelineConfig
+    for part in location:
+        keys.append(part)
+        if model is None or part not in model.model_fields:
+            break
+        model = _section(model.model_fields[part].annotation)
+        if model is None:
+            break
+    return keys
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (typing.Union, types.UnionType, list):
+        for branch in get_args(annotation):
+            found = _section(branch)
+            if found is not None and get_origin(annotation) is not list:
+                return None if get_origin(branch) is list else found
+    return None
+
+
+def _nearest(keys: Sequence[str]) -> str:
+    model: type[BaseModel] | None = PipelineConfig
+    for key in keys[:-1]:
+        model = _section(model.model_fields[key].annotation) if model and key in model.model_fields else None
+    if model is None:
+        return ""
+    close = difflib.get_close_matches(keys[-1], list(model.model_fields), n=1, cutoff=0.5)
+    prefix = ".".join(keys[:-1])
+    return f", did you mean '{prefix + '.' if prefix else ''}{close[0]}'?" if close else ""
+
+
+def json_schema() -> dict[str, Any]:
+    """Returns the JSON Schema of a pipeline file (``pipelines/schema.json``)."""
+    schema = PipelineConfig.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "unet-med pipeline"
+    return schema

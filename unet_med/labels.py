@@ -1,0 +1,111 @@
+"""What the numbers in a mask mean."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_med.errors import ConfigError
+
+# Distinct on grey images and for most colour-blind readers (Okabe and Ito 2008), black left out.
+_PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+_GOLDEN_RATIO = 0.618033988749895
+
+
+def label_colour(index: int) -> tuple[int, int, int]:
+    """Returns the RGB colour (0-255) of the label with this index (1, 2, ...)."""
+    if index <= len(_PALETTE):
+        return _PALETTE[index - 1]
+    red, green, blue = colorsys.hsv_to_rgb((index * _GOLDEN_RATIO) % 1.0, 0.65, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+@dataclass(frozen=True)
+class Label:
+    """One kind of thing: the value it has in masks (1 and up), its name and its colour."""
+
+    index: int
+    name: str
+    colour: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """The labels of a task; 0 is always background and not listed.
+
+    Attributes:
+        labels: The foreground labels, in the order of their index.
+        regions: Overlapping regions ``(name, label indices)``, outermost first; empty for exclusive labels. The
+            network then has one sigmoid output for each region instead of softmax over labels.
+    """
+
+    labels: tuple[Label, ...]
+    regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @classmethod
+    def from_names(
+        cls, names: Mapping[str, int], regions: Mapping[str, Sequence[int]] | None = None
+    ) -> LabelMap:
+        """Builds the map from ``{"background": 0, "anterior": 1, ...}``; indices must be 0, 1, 2, ... without gap."""
+        foreground = sorted((index, name) for name, index in names.items() if index != 0)
+        if [index for index, _ in foreground] != list(range(1, len(foreground) + 1)):
+            raise ConfigError(
+                f"label values {[index for index, _ in foreground]} are not 1, 2, 3, ... without gap",
+                "labels",
+                "renumber the label images, for example with `unet-med check M.json --fix DIR`",
+            )
+        known = {index for index, _ in foreground}
+        for name, members in (regions or {}).items():
+            if not members or not set(members) <= known:
+                raise ConfigError(
+                    f"region {name!r} names labels that do not exist",
+                    "regions",
+                    f"use label values out of {sorted(known)}",
+                )
+        return cls(
+            tuple(Label(index, name, label_colour(index)) for index, name in foreground),
+            tuple((name, tuple(members)) for name, members in (regions or {}).items()),
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the foreground labels, in the order of their index."""
+        return tuple(label.name for label in self.labels)
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's output: background and labels (softmax), or one for each region (sigmoid)."""
+        return len(self.regions) or len(self.labels) + 1
+
+    def region_values(self) -> tuple[int, ...]:
+        """Returns for each region the label written where it is the innermost one.
+
+        That is its first label which no later region holds: with whole = {1, 2, 3}, core = {2, 3}, enhancing = {3}
+        the values are 1, 2, 3.
+        """
+        values: list[int] = []
+        for position, (name, members) in enumerate(self.regions):
+            later = {index for _, inner in self.regions[position + 1 :] for index in inner}
+            own = [index for index in members if index not in later]
+            if not own:
+                raise ConfigError(
+                    f"region {name!r} has no label of its own",
+                    "regions",
+                    "list the regions from the outermost to the innermost, each with one label more than the next",
+                )
+            values.append(own[0])
+        return tuple(values)
+
+    def from_outputs(self, logits: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8 | np.uint16]:
+        """Turns logits (outputs, ...) into labels (...): arg max, or regions painted from outside inwards."""
+        dtype = np.uint8 if len(self.labels) < 256 else np.uint16
+        if not self.regions:
+            return logits.argmax(axis=0).astype(dtype)
+        labels = np.zeros(logits.shape[1:], dtype=dtype)
+        for value, logit in zip(self.region_values(), logits, strict=True):
+            labels[logit > 0] = value
+        return labels
