@@ -210,7 +210,9 @@ class PipelineConfig(_Model):
             if (value := getattr(self.network, name)) != "auto"
         }
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"network: features, strides and kernels must have one entry for each level, got {lengths}")
+            raise ValueError(
+                f"network: features, strides and kernels must have one entry for each level, got {lengths}"
+            )
         return self
 
     def unresolved(self) -> tuple[str, ...]:
@@ -270,7 +272,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path.name}, line {mark.line + 1}" if mark else path.name
-        raise ConfigError("the file is no valid YAML", where, "correct the line, mind indentation and colons") from error
+        raise ConfigError(
+            "the file is no valid YAML", where, "correct the line, mind indentation and colons"
+        ) from error
     if not isinstance(data, dict):
         raise ConfigError("a pipeline file must hold keys and values", path.name, "start from a file in pipelines/")
     for override in overrides:

@@ -84,9 +84,7 @@ class Geometry:
         """Distance of neighbouring voxel centres along each axis in mm; ``None`` when uncalibrated."""
         if self.affine is None:
             return None
-        return tuple(
-            float(f"{v:.{SPACING_DIGITS}g}") for v in np.linalg.norm(self.affine[:-1, :-1], axis=0)
-        )
+        return tuple(float(f"{v:.{SPACING_DIGITS}g}") for v in np.linalg.norm(self.affine[:-1, :-1], axis=0))
 
     @property
     def voxel_ml(self) -> float | None:

@@ -47,9 +47,7 @@ class LabelMap:
     regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @classmethod
-    def from_names(
-        cls, names: Mapping[str, int], regions: Mapping[str, Sequence[int]] | None = None
-    ) -> LabelMap:
+    def from_names(cls, names: Mapping[str, int], regions: Mapping[str, Sequence[int]] | None = None) -> LabelMap:
         """Builds the map from ``{"background": 0, "anterior": 1, ...}``; indices must be 0, 1, 2, ... without gap."""
         foreground = sorted((index, name) for name, index in names.items() if index != 0)
         if [index for index, _ in foreground] != list(range(1, len(foreground) + 1)):

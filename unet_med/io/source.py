@@ -1,0 +1,87 @@
+"""What discovery says of one image or series, before any voxel is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unet_med.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class IntakeOptions:
+    """Choices about reading that the files do not settle; recorded per source in the manifest.
+
+    Attributes:
+        series: Ids (or beginnings of ids) of the sources to use; empty for all.
+        axes: Meaning of the stored axes of TIFF stacks that do not declare them, for example ``ZYX``, ``TYX`` or
+            ``IYX`` (I: independent pictures).
+        pixel_size_mm: Spacing along X, Y (and Z) of images that do not declare it.
+        channels: Names or numbers of the channels to use, in this order; empty for all.
+    """
+
+    series: tuple[str, ...] = ()
+    axes: str | None = None
+    pixel_size_mm: tuple[float, ...] | None = None
+    channels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceRef:
+    """One image or series found in a folder.
+
+    Attributes:
+        id: Safe name, unique in its discovery.
+        kind: ``dicom``, ``nifti``, ``nrrd``, ``mha``, ``tiff``, ``png`` or ``jpeg``.
+        files: The files it is made of; for DICOM in slice order. Never printed.
+        axes: Stored axes, slowest first for TIFF ("TCZYX"), "IJK" order for volumes ("IJK", "CIJK").
+        shape: Stored shape in the order of ``axes``.
+        geometry: Grid of one frame; ``None`` when unusable.
+        channels: Number of channels.
+        frames: Independent pictures or time points of the same grid.
+        dtype: numpy name of the values that ``read`` returns.
+        usable: Whether it can be loaded exactly.
+        reason: Why not, and what to do; empty when usable.
+        notes: What was noticed while reading headers (duplicates dropped, MONOCHROME1 inverted, ...).
+        modality: DICOM modality (CT, MR, PT, ...), if known.
+        read_as: JSON-able record of the switches that decided how it is read; stored in the manifest.
+    """
+
+    id: str
+    kind: str
+    files: tuple[Path, ...]
+    axes: str
+    shape: tuple[int, ...]
+    geometry: Geometry | None
+    channels: int = 1
+    frames: int = 1
+    dtype: str = "float32"
+    usable: bool = True
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    modality: str | None = None
+    read_as: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something in the folder that is no image: how many, and why it was left out."""
+
+    what: str
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """Everything found below a folder."""
+
+    sources: tuple[SourceRef, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def usable(self) -> tuple[SourceRef, ...]:
+        """The sources that can be loaded."""
+        return tuple(source for source in self.sources if source.usable)
