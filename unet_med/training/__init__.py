@@ -1,1 +1,1 @@
-"""training."""
+"""Training: the loop, its checkpoints, and what is recorded of it."""

@@ -1,1 +1,1 @@
-"""transforms."""
+"""Image arithmetic: preprocessing, augmentation, postprocessing."""

@@ -1,0 +1,213 @@
+"""From an image on its own grid to what the network sees, and back.
+
+Training, validation and prediction all build this one object from the resolved configuration, so they cannot
+differ. The steps: turn the axes towards RAS, crop to what is not zero, normalise, resample. The order and the rules
+follow nnU-Net (Isensee et al., Nature Methods 18, 203-211, 2021).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+
+from unet_med.config import ChannelNormalisation, PipelineConfig
+from unet_med.errors import ConfigError, InputRefusedError, ModelError
+from unet_med.geometry import Geometry, reorient, undo_reorient
+from unet_med.volume import Region, Volume
+
+ANISOTROPY_RATIO = 3.0
+"""Above this ratio of spacings the coarse axis is resampled separately, by the nearest slice."""
+
+OUTSIDE_LOGIT = 30.0
+"""Certainty given to background where an image was cropped away."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image ready for the network, with all that is needed to go back.
+
+    Attributes:
+        array: (C, I, J[, K]) float32 on the network's grid.
+        geometry: The network's grid.
+        reference: The grid the image came on.
+        order, flips: How the axes were turned (see :func:`unet_med.geometry.reorient`).
+        box: The part of the turned image that was kept.
+    """
+
+    array: npt.NDArray[np.float32]
+    geometry: Geometry
+    reference: Geometry
+    order: tuple[int, ...]
+    flips: tuple[bool, ...]
+    box: Region
+
+
+class Preprocessor:
+    """Preprocessing of a resolved pipeline.
+
+    Raises:
+        ConfigError: if the pipeline still holds ``auto`` values that preprocessing needs.
+    """
+
+    def __init__(self, config: PipelineConfig) -> None:
+        settings = config.preprocess
+        if settings.normalisation == "auto" or settings.spacing_mm == "auto" or settings.crop_to_nonzero == "auto":
+            raise ConfigError(
+                "preprocessing is not resolved", "preprocess", "resolve the pipeline with `unet-med plan`"
+            )
+        self._normalisation: list[ChannelNormalisation] = settings.normalisation
+        self._spacing_mm = settings.spacing_mm
+        self._crop = settings.crop_to_nonzero
+        self._image_order = settings.image_order
+
+    def prepare(self, volume: Volume) -> Prepared:
+        """Returns the volume on the network's grid, normalised.
+
+        Raises:
+            ModelError: if the number of channels is not the pipeline's.
+            InputRefusedError: for a constant channel, or an uncalibrated image where millimetres are needed.
+        """
+        if volume.channels != len(self._normalisation):
+            raise ModelError(
+                f"made for {len(self._normalisation)} channels, the image has {volume.channels}",
+                remedy="choose the channels with --channel, or train on images like these",
+            )
+        order, flips = volume.geometry.canonical_axes()
+        turned = reorient(volume.array, order, flips)
+        geometry = volume.geometry.reoriented(order, flips)
+        box = _nonzero_box(turned) if self._crop else tuple(slice(0, n) for n in geometry.shape)
+        cropped = turned[(slice(None), *box)]
+        inside = (cropped != 0).any(axis=0) if self._crop else None
+        channels = [
+            _normalise(channel, settings, inside, number)
+            for number, (channel, settings) in enumerate(zip(cropped, self._normalisation, strict=True))
+        ]
+        kept = geometry.crop(box)
+        grid = self._network_grid(kept)
+        if grid.shape != kept.shape:
+            channels = [_resample(c, grid.shape, _coarse_axis(kept, grid), self._image_order) for c in channels]
+        return Prepared(
+            np.ascontiguousarray(np.stack(channels), dtype=np.float32), grid, volume.geometry, order, flips, box
+        )
+
+    def prepare_label(self, label: npt.NDArray[np.integer[Any]], prepared: Prepared) -> npt.NDArray[np.integer[Any]]:
+        """Brings labels (I, J[, K]) from the reference grid to the network's; linear per label, then the largest."""
+        turned = reorient(label, prepared.order, prepared.flips)[prepared.box]
+        if turned.shape == prepared.geometry.shape:
+            return np.ascontiguousarray(turned)
+        values = np.unique(turned)
+        best = np.zeros(prepared.geometry.shape, dtype=label.dtype)
+        best_share = torch.full(prepared.geometry.shape, -1.0)
+        for value in values:
+            share = _interpolate(torch.from_numpy((turned == value).astype(np.float32))[None], prepared.geometry.shape)[
+                0
+            ]
+            better = share > best_share
+            best_share = torch.where(better, share, best_share)
+            best[better.numpy()] = value
+        return best
+
+    def restore(self, logits: torch.Tensor, prepared: Prepared, background: bool = True) -> torch.Tensor:
+        """Brings logits (outputs, *network grid) back to the reference grid, linearly.
+
+        What was cropped away is certain background: output 0 for ``background=True``, no region otherwise.
+        """
+        turned_shape = tuple(prepared.reference.shape[axis] for axis in prepared.order)
+        box_shape = tuple(r.stop - r.start for r in prepared.box)
+        if tuple(logits.shape[1:]) != box_shape:
+            logits = _interpolate(logits, box_shape)
+        if box_shape != turned_shape:
+            full = torch.full((logits.shape[0], *turned_shape), -OUTSIDE_LOGIT)
+            if background:
+                full[0] = OUTSIDE_LOGIT
+            full[(slice(None), *prepared.box)] = logits
+            logits = full
+        flipped = [axis + 1 for axis, flip in enumerate(prepared.flips) if flip]
+        inverse = [prepared.order.index(axis) + 1 for axis in range(len(prepared.order))]
+        return (logits.flip(flipped) if flipped else logits).permute(0, *inverse)
+
+    def _network_grid(self, geometry: Geometry) -> Geometry:
+        if self._spacing_mm is None:
+            return geometry
+        own = geometry.spacing_mm
+        if own is None:
+            raise InputRefusedError(
+                "the image says nothing about its pixel size, and this model works in millimetres",
+                remedy="give the size with --pixel-size",
+            )
+        wanted = self._spacing_mm + own[len(self._spacing_mm) :]  # a 2-D network leaves the slice axis alone
+        return geometry.resampled(wanted[: geometry.ndim])
+
+
+def undo_axes(array: npt.NDArray[Any], prepared: Prepared) -> npt.NDArray[Any]:
+    """Turns an array on the turned, uncropped grid back to the reference's axes; a view."""
+    return undo_reorient(array, prepared.order, prepared.flips)
+
+
+def _nonzero_box(array: npt.NDArray[Any]) -> Region:
+    """Smallest box that holds every voxel of which any channel is not 0; the whole image if all is 0."""
+    nonzero = (array != 0).any(axis=0)
+    box: list[slice] = []
+    for axis, size in enumerate(nonzero.shape):
+        line = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(nonzero.ndim) if other != axis)))
+        box.append(slice(int(line[0]), int(line[-1]) + 1) if line.size else slice(0, size))
+    return tuple(box)
+
+
+def _normalise(
+    channel: npt.NDArray[Any], settings: ChannelNormalisation, inside: npt.NDArray[np.bool_] | None, number: int
+) -> npt.NDArray[np.float32]:
+    values = channel.astype(np.float32)
+    if settings.scheme == "none":
+        return values
+    if values.min() == values.max():
+        raise InputRefusedError(
+            f"channel {number} holds the same value everywhere", remedy="give an image that shows something"
+        )
+    if settings.scheme == "ct":
+        if settings.window is None or settings.mean is None or settings.sd is None:
+            raise ConfigError("ct normalisation needs window, mean and sd", "preprocess.normalisation", "leave it auto")
+        return np.asarray((values.clip(*settings.window) - settings.mean) / settings.sd, dtype=np.float32)
+    if settings.scheme == "percentile":
+        low, high = np.percentile(values, (0.5, 99.5))
+        values = values.clip(low, high) if high > low else values
+    sample = values if inside is None else values[inside]
+    mean, sd = float(sample.mean(dtype=np.float64)), float(sample.std(dtype=np.float64))
+    values = (values - np.float32(mean)) / np.float32(max(sd, 1e-8))
+    if inside is not None:
+        values[~inside] = 0.0
+    return values
+
+
+def _coarse_axis(kept: Geometry, grid: Geometry) -> int | None:
+    """The axis that is resampled by the nearest slice, or ``None``."""
+    for geometry in (kept, grid):
+        spacing = geometry.spacing_mm
+        if spacing is not None and geometry.ndim == 3 and max(spacing) / min(spacing) > ANISOTROPY_RATIO:
+            return int(np.argmax(spacing))
+    return None
+
+
+def _resample(
+    channel: npt.NDArray[np.float32], shape: tuple[int, ...], coarse: int | None, order: int
+) -> npt.NDArray[np.float32]:
+    """Spline resampling between two grids that cover the same box (voxel faces aligned)."""
+    if coarse is not None and shape[coarse] != channel.shape[coarse]:
+        scale = channel.shape[coarse] / shape[coarse]
+        nearest = np.floor((np.arange(shape[coarse]) + 0.5) * scale).astype(int).clip(0, channel.shape[coarse] - 1)
+        channel = channel.take(nearest, axis=coarse)
+    if channel.shape == shape:
+        return channel
+    zoom = [target / own for target, own in zip(shape, channel.shape, strict=True)]
+    resampled = ndimage.zoom(channel, zoom, order=order, mode="nearest", grid_mode=True)
+    return np.asarray(resampled, dtype=np.float32).reshape(shape)
+
+
+def _interpolate(stack: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    mode = "trilinear" if len(shape) == 3 else "bilinear"
+    return torch.nn.functional.interpolate(stack[None], size=shape, mode=mode, align_corners=False)[0]
