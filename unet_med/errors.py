@@ -8,6 +8,8 @@ UnetMedError
 ├── ModelError            2   a bundle that is damaged, too new, or does not fit its input
 ├── MachineError          5   disk full, out of memory
 └── TrainingError         1   training cannot go on (a non-finite loss)
+
+Terminated is no error: the process was asked to stop (SIGTERM); it ends with 143.
 """
 
 from __future__ import annotations
@@ -78,3 +80,7 @@ class TrainingError(UnetMedError):
     """Training had to stop; the weights before the fault are kept."""
 
     exit_code = 1
+
+
+class Terminated(BaseException):
+    """The process was asked to stop (SIGTERM); raised so that every ``finally`` runs and what is finished is kept."""

@@ -1,0 +1,622 @@
+"""The command line: parse, call one workflow, map errors to exit codes.
+
+Every import of a workflow stands inside its command, so that ``--help`` answers at once. This is the one module that
+configures logging, installs signal handlers and decides what a person sees of an error.
+"""
+
+import errno
+import functools
+import inspect
+import io
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from unet_med import __version__
+from unet_med.errors import ConfigError, MachineError, Terminated, UnetMedError, UsageError
+from unet_med.io.source import IntakeOptions
+from unet_med.workflows.outcome import Outcome
+
+USAGE = UsageError.exit_code
+MACHINE = MachineError.exit_code
+BUG = 1
+INTERRUPTED = 130
+TERMINATED = 143
+_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="A folder of scans in, masks that open in a viewer out, every experiment reviewable. Research use only.",
+)
+
+# ---- arguments and options that several commands share ---------------------------------------------------------------
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, help="Folder of images, or one file.")]
+PipelineArgument = Annotated[
+    Path, typer.Argument(metavar="PIPELINE.yaml", exists=True, dir_okay=False, help="Pipeline file.")
+]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Bundle folder, run folder, or models:/... or runs:/... address.")
+]
+DataOption = Annotated[
+    Path, typer.Option("--data", metavar="M.json", exists=True, dir_okay=False, help="Manifest of the data set.")
+]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier, different job left in the output folder.")
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="A.B=C", help="Change one value of the pipeline (repeatable).")
+]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="Where to compute; auto takes a GPU if any.")
+]
+MinutesOption = Annotated[
+    float | None, typer.Option("--max-minutes", metavar="T", min=0.01, help="Training time for each fold, in minutes.")
+]
+MemoryOption = Annotated[
+    float | None, typer.Option("--memory-gb", metavar="G", min=0.1, help="Memory budget in GB; default: what is free.")
+]
+SeriesOption = Annotated[
+    list[str], typer.Option("--series", metavar="ID", help="Use only this source, by its id in `scan` (repeatable).")
+]
+AxesOption = Annotated[
+    str | None, typer.Option("--axes", metavar="AXES", help="Stored axes of undeclared stacks: ZYX, TYX, IYX, ...")
+]
+PixelSizeOption = Annotated[
+    str | None,
+    typer.Option("--pixel-size", metavar="MM", help='Size of a pixel in mm where files have none: "0.5", "0.5,0.5,2".'),
+]
+ChannelOption = Annotated[
+    list[str], typer.Option("--channel", metavar="NAME", help="Use this channel, by name or number (repeatable).")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result for machines.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the warnings of libraries.")]
+VerboseOption = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; -vv says all.")]
+
+_COMMON = (
+    inspect.Parameter("json_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=JsonOption),
+    inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=VerboseOption),
+    inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption),
+)
+
+
+def _command(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """Registers a command: adds the options that all have, prints its outcome, turns errors into exit codes."""
+
+    @functools.wraps(function)
+    def run(**values: Any) -> int:
+        json_file, verbose, debug = (values.pop(parameter.name) for parameter in _COMMON)
+        try:
+            _configure_logging(verbose, debug)
+            outcome = function(**values)
+            if json_file is not None:
+                _write_json(json_file, outcome.result)
+            _say(outcome.lines)
+        except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - the one place where all errors end
+            return _report(error, debug)
+        return outcome.exit_code
+
+    signature = inspect.signature(function)
+    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
+    run.__signature__ = inspect.Signature([*own, *_COMMON])  # type: ignore[attr-defined]
+    app.command()(run)
+    return function
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        _say([f"unet-med {__version__}"])
+    elif context.invoked_subcommand is None:
+        _say([context.get_help()])
+    else:
+        return
+    raise typer.Exit
+
+
+# ---- the commands ----------------------------------------------------------------------------------------------------
+
+
+@_command
+def scan(
+    folder: FolderArgument,
+    series: SeriesOption = [],  # noqa: B006 - Typer copies defaults
+    axes: AxesOption = None,
+    pixel_size: PixelSizeOption = None,
+    channel: ChannelOption = [],  # noqa: B006
+) -> Outcome:
+    """List the images and series of a folder, and why one is refused."""
+    from unet_med.workflows.scan import scan as workflow
+
+    return workflow(folder, _intake(series, axes, pixel_size, channel))
+
+
+@_command
+def convert(
+    folder: FolderArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
+    series: SeriesOption = [],  # noqa: B006
+    axes: AxesOption = None,
+    pixel_size: PixelSizeOption = None,
+    channel: ChannelOption = [],  # noqa: B006
+    overwrite: OverwriteOption = False,
+) -> Outcome:
+    """Write each usable source as NIfTI, pictures as TIFF."""
+    from unet_med.workflows.convert import convert as workflow
+
+    return workflow(folder, out, _intake(series, axes, pixel_size, channel), overwrite)
+
+
+@_command
+def manifest(
+    folder: FolderArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="M.json", help="The manifest to write.")],
+    images: Annotated[str | None, typer.Option("--images", metavar="GLOB", help="Which files are images.")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", metavar="GLOB", help="Which files are labels.")] = None,
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Number of folds of the cross-validation.")] = 5,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            "--group-by", metavar="REGEX|CSV", help="Cases of one patient stay in one fold: a pattern, or a table."
+        ),
+    ] = None,
+    task: Annotated[
+        Literal["semantic", "instance"] | None,
+        typer.Option("--task", help="What label values mean: kinds of things, or single objects."),
+    ] = None,
+    label_values: Annotated[
+        str | None, typer.Option("--label-values", metavar="A=B,...", help='Read stored values as: "255=1".')
+    ] = None,
+    label_names: Annotated[
+        str | None, typer.Option("--label-names", metavar="N=NAME,...", help='Name the labels: "1=liver,2=kidney".')
+    ] = None,
+    series: SeriesOption = [],  # noqa: B006
+    axes: AxesOption = None,
+    pixel_size: PixelSizeOption = None,
+    channel: ChannelOption = [],  # noqa: B006
+) -> Outcome:
+    """Pair images with labels, hash them, store folds."""
+    from unet_med.workflows.manifest import make_manifest
+
+    return make_manifest(
+        folder,
+        out,
+        images=images,
+        labels=labels,
+        folds=folds,
+        group_by=group_by,
+        task=task,
+        label_values=label_values,
+        label_names=label_names,
+        intake=_intake(series, axes, pixel_size, channel),
+    )
+
+
+@_command
+def check(
+    data: Annotated[Path, typer.Argument(metavar="M.json", exists=True, dir_okay=False, help="Manifest to examine.")],
+    fix: Annotated[
+        Path | None, typer.Option("--fix", metavar="DIR", help="Write corrected labels and a manifest here.")
+    ] = None,
+) -> Outcome:
+    """Find faults of images and labels that spoil training."""
+    from unet_med.workflows.check import check as workflow
+
+    return workflow(data, fix)
+
+
+@_command
+def plan(
+    pipeline: PipelineArgument,
+    data: DataOption,
+    memory_gb: MemoryOption = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Give the reason for each value.")] = False,
+    set_: SetOption = [],  # noqa: B006
+) -> Outcome:
+    """Resolve every `auto` of a pipeline from the data."""
+    from unet_med.workflows.plan import plan as workflow
+
+    return workflow(pipeline, data, memory_gb=memory_gb, explain=explain, overrides=set_)
+
+
+def _fold(text: str | None) -> str | None:
+    if text is None or text in ("cv", "all") or text.isdecimal():
+        return text
+    raise typer.BadParameter("give the number of a fold, `cv` or `all`")
+
+
+@_command
+def train(
+    pipeline: PipelineArgument,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.")],
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            "--fold",
+            metavar="N|cv|all",
+            callback=_fold,
+            help="N holds fold N out, cv trains every fold, all trains on all cases.",
+        ),
+    ] = None,
+    max_minutes: MinutesOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on exactly where the run was stopped.")] = False,
+    device: DeviceOption = "auto",
+    set_: SetOption = [],  # noqa: B006
+    overwrite: OverwriteOption = False,
+) -> Outcome:
+    """Train a network; RUN/model is the result."""
+    from unet_med.workflows.train import train as workflow
+
+    return workflow(
+        pipeline,
+        data,
+        out,
+        fold=fold,
+        max_minutes=max_minutes,
+        resume=resume,
+        device=device,
+        overrides=set_,
+        overwrite=overwrite,
+    )
+
+
+@_command
+def evaluate(
+    model: ModelArgument,
+    data: DataOption,
+    out: OutOption,
+    fold: Annotated[int | None, typer.Option("--fold", metavar="N", min=0, help="Score the cases of fold N.")] = None,
+    split: Annotated[Literal["test"] | None, typer.Option("--split", help="Score the test cases.")] = None,
+    allow_training_cases: Annotated[
+        bool, typer.Option("--allow-training-cases", help="Score cases that the model was trained on, too.")
+    ] = False,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+) -> Outcome:
+    """Predict held-out cases of a manifest and score them."""
+    from unet_med.workflows.evaluate import evaluate as workflow
+
+    if fold is not None and split is not None:
+        raise UsageError("--fold and --split exclude each other", "evaluate", "give one of them")
+    return workflow(
+        model,
+        data,
+        fold=fold,
+        split=split,
+        out=out,
+        allow_training_cases=allow_training_cases,
+        device=device,
+        overwrite=overwrite,
+    )
+
+
+@_command
+def predict(
+    model: ModelArgument,
+    input_: Annotated[Path, typer.Argument(metavar="INPUT", exists=True, help="Folder of images, or one file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
+    also: Annotated[
+        list[str], typer.Option("--also", metavar="MODEL2", help="Average with this model (repeatable).")
+    ] = [],  # noqa: B006
+    formats: Annotated[list[str], typer.Option("--format", metavar="NAME,...", help="Formats of the masks.")] = [],  # noqa: B006
+    tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies: slower, a little better.")] = False,
+    device: DeviceOption = "auto",
+    memory_gb: MemoryOption = None,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="I/N", help="Do the I-th of N shares of the folder.")
+    ] = None,
+    series: SeriesOption = [],  # noqa: B006
+    axes: AxesOption = None,
+    pixel_size: PixelSizeOption = None,
+    channel: ChannelOption = [],  # noqa: B006
+    overwrite: OverwriteOption = False,
+) -> Outcome:
+    """Segment every image of a folder, each on its own grid."""
+    from unet_med.workflows.predict import predict as workflow
+
+    return workflow(
+        model,
+        input_,
+        out,
+        also=also,
+        formats=[name for entry in formats for name in entry.split(",") if name],
+        tta=tta,
+        device=device,
+        memory_gb=memory_gb,
+        part=part,
+        intake=_intake(series, axes, pixel_size, channel),
+        overwrite=overwrite,
+    )
+
+
+@_command
+def score(
+    predictions: Annotated[Path, typer.Argument(metavar="PRED_DIR", exists=True, help="Masks to score.")],
+    references: Annotated[Path, typer.Argument(metavar="REF_DIR", exists=True, help="True labels.")],
+    task: Annotated[Literal["semantic"] | None, typer.Option("--task", help="What label values mean.")] = None,
+    tolerance_mm: Annotated[
+        float, typer.Option("--tolerance-mm", metavar="MM", min=0.0, help="Tolerance of the surface Dice (NSD).")
+    ] = 1.0,
+) -> Outcome:
+    """Score masks made by anything against true labels."""
+    from unet_med.workflows.score import score as workflow
+
+    return workflow(predictions, references, task=task, tolerance_mm=tolerance_mm)
+
+
+@_command
+def run(
+    pipeline: PipelineArgument,
+    folder: FolderArgument,
+    out: OutOption,
+    max_minutes: MinutesOption = None,
+    device: DeviceOption = "auto",
+    set_: SetOption = [],  # noqa: B006
+    series: SeriesOption = [],  # noqa: B006
+    axes: AxesOption = None,
+    pixel_size: PixelSizeOption = None,
+    channel: ChannelOption = [],  # noqa: B006
+    overwrite: OverwriteOption = False,
+) -> Outcome:
+    """Go the whole way on a folder, from scan to masks."""
+    from unet_med.workflows.run import run as workflow
+
+    return workflow(
+        pipeline,
+        folder,
+        out,
+        max_minutes=max_minutes,
+        device=device,
+        overrides=set_,
+        intake=_intake(series, axes, pixel_size, channel),
+        overwrite=overwrite,
+    )
+
+
+@_command
+def demo(
+    kind: Annotated[Literal["3d", "2d"], typer.Argument(metavar="[3d|2d]", help="Organs in CT, or nuclei.")] = "3d",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Output folder; default: demo_3d or demo_2d.")
+    ] = None,
+    max_minutes: MinutesOption = None,
+    overwrite: OverwriteOption = False,
+) -> Outcome:
+    """Go the whole way on a phantom data set, in minutes."""
+    from unet_med.workflows.demo import demo as workflow
+
+    return workflow(kind, out or Path(f"demo_{kind}"), max_minutes=max_minutes, overwrite=overwrite)
+
+
+@_command
+def doctor(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[MODEL|PIPELINE]", help="Estimate time and memory of this one.")
+    ] = None,
+    input_: Annotated[
+        Path | None, typer.Argument(metavar="[INPUT]", exists=True, help="... on these images.", show_default=False)
+    ] = None,
+) -> Outcome:
+    """Look at the machine, or estimate a prediction."""
+    from unet_med.workflows.doctor import doctor as workflow
+
+    return workflow(target, input_)
+
+
+@_command
+def info(model: ModelArgument) -> Outcome:
+    """Say what a model knows: labels, data, results, limits."""
+    from unet_med.workflows.info import info as workflow
+
+    return workflow(model)
+
+
+@_command
+def ui(
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URI", help="MLflow store; default: sqlite:///mlflow.db here.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the pages.")] = 5000,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
+) -> Outcome:
+    """Open the review of all experiments (`mlflow ui`)."""
+    from unet_med.workflows.ui import ui as workflow
+
+    return workflow(store, port, open_browser=not no_browser)
+
+
+def _intake(series: Sequence[str], axes: str | None, pixel_size: str | None, channels: Sequence[str]) -> IntakeOptions:
+    """Builds the intake options; the pixel size is one number for all axes of a picture, or one for each axis."""
+    sizes: tuple[float, ...] | None = None
+    if pixel_size is not None:
+        try:
+            sizes = tuple(float(part) for part in pixel_size.split(","))
+        except ValueError:
+            sizes = ()
+        if len(sizes) == 1:
+            sizes *= 2
+        if len(sizes) not in (2, 3) or not all(0 < size < float("inf") for size in sizes):
+            raise UsageError(
+                "the pixel size is no list of positive numbers", "--pixel-size", 'give mm as "0.5" or "0.5,0.5,2"'
+            )
+    return IntakeOptions(
+        series=tuple(series), axes=axes.upper() if axes else None, pixel_size_mm=sizes, channels=tuple(channels)
+    )
+
+
+# ---- what a person and a machine see ---------------------------------------------------------------------------------
+
+
+def _say(lines: Sequence[str]) -> None:
+    """Prints to stdout; a reader that went away (``| head``) is no error."""
+    try:
+        for line in lines:
+            typer.echo(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+
+
+def _drop_stdout() -> None:
+    """Points stdout to nowhere, so that the interpreter's last flush does not fail either."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _write_json(path: Path, result: dict[str, Any]) -> None:
+    text = json.dumps(_plain(result), indent=1, ensure_ascii=False, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """Returns ``value`` in JSON's own types; a number that does not exist (NaN, infinity) becomes null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return _plain(value.tolist())
+    return str(value)
+
+
+def _report(error: BaseException, debug: bool) -> int:
+    """Prints one line about ``error`` on stderr and returns the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    code, message, details = _explain(error)
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    for detail in details:
+        typer.echo(f"  - {detail}", err=True)
+    return code
+
+
+def _explain(error: BaseException) -> tuple[int, str, tuple[str, ...]]:
+    """Returns exit code, one line and further lines; nothing of an unexpected error but its kind and its place."""
+    if isinstance(error, UnetMedError):
+        problems = error.problems if isinstance(error, ConfigError) and len(error.problems) > 1 else ()
+        return error.exit_code, str(error), problems
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted: what was finished is kept, the same command goes on from there", ()
+    if isinstance(error, Terminated):
+        return TERMINATED, "terminated: what was finished is kept, the same command goes on from there", ()
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return MACHINE, "the disk is full: free some space, then run the same command again", ()
+    if isinstance(error, OSError) and error.errno in _NOT_ALLOWED:
+        return MACHINE, "no permission to read or write a file: check the rights of the input and output folders", ()
+    if _is_out_of_memory(error):
+        return MACHINE, "out of memory: close other programs, or give a smaller --memory-gb or patch", ()
+    if hasattr(error, "format_message"):  # what the command-line parser says
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "unet-med"
+        what = error.format_message().strip().rstrip(".")
+        return USAGE, f"{what[:1].lower()}{what[1:]} ({command}): see `{command} --help`", ()
+    return BUG, f"internal error {type(error).__name__} ({_place(error)}): run again with --debug and report it", ()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
+def _place(error: BaseException) -> str:
+    """Returns the line of this package where ``error`` came from, ``module:line``; a place in code is never private."""
+    package = Path(__file__).parent
+    place = "unknown place"
+    for frame in traceback.extract_tb(error.__traceback__):
+        file = Path(frame.filename)
+        if file.is_relative_to(package) and file.name != "cli.py":
+            place = f"{file.relative_to(package).as_posix()}:{frame.lineno}"
+    return place
+
+
+def _configure_logging(verbose: int, debug: bool) -> None:
+    """Shows this package's own log; libraries stay silent without ``--debug``, for they quote file headers."""
+    logger = logging.getLogger("unet_med")
+    for handler in [handler for handler in logger.handlers if handler.get_name() == "unet-med-cli"]:
+        logger.removeHandler(handler)
+    handler = logging.StreamHandler()
+    handler.set_name("unet-med-cli")
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
+    if debug:
+        logging.basicConfig(level=logging.WARNING)
+        logger.removeHandler(handler)
+    else:
+        logging.getLogger().addHandler(logging.NullHandler())
+        warnings.simplefilter("ignore")
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Within, SIGTERM raises :class:`Terminated`, so that ``finally`` blocks run; forked workers just end."""
+    owner = os.getpid()
+
+    def on_sigterm(_number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, on_sigterm)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+        arguments: Words after the program's name; those of the process when left out.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that lacks a letter is no reason to fail
+    with _sigterm_raises():
+        try:
+            return int(app(args=words, prog_name="unet-med", standalone_mode=False) or 0)
+        except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - errors before a command began
+            return _report(error, "--debug" in words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
