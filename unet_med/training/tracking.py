@@ -750,6 +750,21 @@ def _task_lines(params: Mapping[str, str], tags: Mapping[str, str]) -> list[str]
 # --- looking at it ---
 
 
+def latest_experiment(store: Store) -> str | None:
+    """Returns the id of the experiment in which something happened last; None when no run was recorded.
+
+    Raises:
+        UsageError: when the store cannot be opened.
+    """
+    client, failures = _connect(store)
+    try:
+        ids = [found.experiment_id for found in client.search_experiments(order_by=["last_update_time DESC"])]
+        runs = client.search_runs(ids, order_by=["attributes.start_time DESC"], max_results=1) if ids else []
+    except failures as error:
+        raise _cannot_open(store, error) from None
+    return str(runs[0].info.experiment_id) if runs else None
+
+
 def experiment_address(experiment_id: str, base: str = f"http://127.0.0.1:{DEFAULT_PORT}") -> str:
     """Returns the page that lists the runs; without the workflow MLflow opens its view for language models."""
     return f"{base}/#/experiments/{experiment_id}?workflowType=machine_learning"
@@ -784,4 +799,4 @@ def review_lines(tracking: Tracking, tracker: Tracker) -> list[str]:
     return lines
 
 
-_PLAIN: Final = "  (in this folder plain 'mlflow ui' shows the same; 'unet-med ui --open' also opens the browser)"
+_PLAIN: Final = "  (in this folder plain 'mlflow ui' shows the same, and 'unet-med ui' opens it in the browser)"
