@@ -294,7 +294,7 @@ def _changed_lately(folder: Path, seconds: float = 10.0) -> bool:
     return abs(time.time() - (folder / WEIGHTS).stat().st_mtime) < seconds
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401
+def _finite(value: Any) -> Any:
     """The same value with NaN and infinity as ``None``, which JSON can say."""
     if isinstance(value, Mapping):
         return {str(key): _finite(entry) for key, entry in value.items()}
