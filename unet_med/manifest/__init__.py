@@ -1,0 +1,21 @@
+"""Which image belongs to which label, in which fold: the data set as one file.
+
+A manifest is a Medical Segmentation Decathlon JSON, so MONAI and nnU-Net tools read it, with a few keys more:
+``fold``, ``group``, ``sha256``, ``frame`` and ``read`` of each case, ``task``, ``folds``, ``label_values`` and
+``findings`` of the whole. Paths are relative to the manifest.
+"""
+
+from unet_med.manifest.files import load_manifest, save_manifest
+from unet_med.manifest.folds import assign_folds
+from unet_med.manifest.model import Finding, Manifest, ManifestCase, content_sha256, verify
+
+__all__ = [
+    "Finding",
+    "Manifest",
+    "ManifestCase",
+    "assign_folds",
+    "content_sha256",
+    "load_manifest",
+    "save_manifest",
+    "verify",
+]

@@ -1,0 +1,204 @@
+"""What the training cases are like: sizes, spacings, intensities, label frequencies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_med.errors import InputRefusedError
+from unet_med.geometry import Geometry, reorient
+from unet_med.io.cases import Case
+
+SAMPLES = 2_000_000
+"""Voxels of the foreground that are kept for the intensity statistics, over all cases."""
+
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class CaseFingerprint:
+    """One picture or volume, with its axes turned towards R, A, S.
+
+    Attributes:
+        shape: Voxels along each axis after cropping to what is not zero.
+        spacing_mm: Spacing along the same axes; ``None`` when uncalibrated.
+        kept_share: Share of the voxels that cropping to nonzero keeps.
+    """
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...] | None
+    kept_share: float
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Intensities of one channel inside the labelled voxels of all cases."""
+
+    mean: float
+    sd: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The training set in numbers.
+
+    Attributes:
+        cases: One entry for each picture or volume (a frame counts as one).
+        channels: Foreground intensities of each channel.
+        label_voxels: Number of voxels of each label value, background first.
+    """
+
+    cases: tuple[CaseFingerprint, ...]
+    channels: tuple[ChannelStatistics, ...]
+    label_voxels: tuple[int, ...]
+
+    @property
+    def ndim(self) -> int:
+        """2 for pictures, 3 for volumes."""
+        return len(self.cases[0].shape)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether every case has a physical spacing."""
+        return all(case.spacing_mm is not None for case in self.cases)
+
+    @property
+    def median_shape(self) -> tuple[int, ...]:
+        """Median size of the cropped cases along each axis, in voxels."""
+        return tuple(round(float(v)) for v in np.median([case.shape for case in self.cases], axis=0))
+
+    @property
+    def median_spacing_mm(self) -> tuple[float, ...] | None:
+        """Median spacing along each axis; ``None`` when a case is uncalibrated."""
+        spacings = self.spacings()
+        return None if spacings is None else tuple(float(v) for v in np.median(spacings, axis=0))
+
+    @property
+    def kept_share(self) -> float:
+        """Median share of the voxels that cropping to nonzero keeps."""
+        return float(np.median([case.kept_share for case in self.cases]))
+
+    @property
+    def total_voxels(self) -> int:
+        """Voxels of all cropped cases together."""
+        return int(sum(int(np.prod(case.shape)) for case in self.cases))
+
+    def spacings(self) -> npt.NDArray[np.float64] | None:
+        """Returns the spacings (cases, axes) in mm; ``None`` when a case is uncalibrated."""
+        known = [case.spacing_mm for case in self.cases if case.spacing_mm is not None]
+        return np.array(known, dtype=np.float64) if len(known) == len(self.cases) else None
+
+    def resampled_shapes(self, spacing_mm: Sequence[float] | None) -> npt.NDArray[np.float64]:
+        """Returns the shapes (cases, axes) on a grid of this spacing; an axis it does not name stays as it is."""
+        shapes = np.array([case.shape for case in self.cases], dtype=np.float64)
+        spacings = self.spacings()
+        if spacing_mm is None or spacings is None:
+            return shapes
+        named = len(spacing_mm)
+        shapes[:, :named] = np.maximum(1, np.round(shapes[:, :named] * spacings[:, :named] / np.array(spacing_mm)))
+        return shapes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns a summary for files and records: no entry for single cases."""
+        shapes = np.array([case.shape for case in self.cases])
+        return {
+            "cases": len(self.cases),
+            "shape_median": list(self.median_shape),
+            "shape_min": shapes.min(axis=0).tolist(),
+            "shape_max": shapes.max(axis=0).tolist(),
+            "spacing_mm_median": None if self.median_spacing_mm is None else list(self.median_spacing_mm),
+            "nonzero_kept_share": round(self.kept_share, 4),
+            "total_voxels": self.total_voxels,
+            "label_voxels": list(self.label_voxels),
+            "channels": [vars(channel) for channel in self.channels],
+        }
+
+
+def fingerprint(cases: Iterable[Case], labels: int, progress: Progress | None = None) -> Fingerprint:
+    """Reads images and labels once and measures them.
+
+    Args:
+        cases: Labelled cases.
+        labels: Number of label values, background included.
+        progress: Wraps the iteration over cases, for example with a progress bar.
+
+    Raises:
+        InputRefusedError: naming the case, when image or label cannot be used.
+    """
+    known = list(cases)
+    if not known:
+        raise InputRefusedError("there is no training case to plan from", remedy="give a manifest with labelled cases")
+    measured: list[CaseFingerprint] = []
+    samples: list[npt.NDArray[np.float32]] = []
+    counts = np.zeros(labels, dtype=np.int64)
+    share = max(1000, SAMPLES // len(known))
+    for case in progress(known, "fingerprint") if progress else known:
+        for frame in (case.frame,) if case.frame is not None else case.frames:
+            one, sample, count = _measure(case, frame, labels, share)
+            measured.append(one)
+            samples.append(sample)
+            counts += count
+    if len({sample.shape[0] for sample in samples}) > 1:
+        raise InputRefusedError(
+            "the cases differ in their number of channels",
+            remedy="make a manifest of those that agree (--images GLOB, or a CSV with split = skip)",
+        )
+    return Fingerprint(tuple(measured), _statistics(samples), tuple(int(n) for n in counts))
+
+
+def _measure(
+    case: Case, frame: int, labels: int, share: int
+) -> tuple[CaseFingerprint, npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    volume = case.read(frame)
+    label = case.read_label(frame)
+    if case.instances:
+        label = (label > 0).astype(np.uint8)
+    _check_values(case.id, label, labels)
+    order, flips = volume.geometry.canonical_axes()
+    array, turned_label = reorient(volume.array, order, flips), reorient(label, order, flips)
+    geometry = volume.geometry.reoriented(order, flips)
+    one = _shape_of(array, geometry)
+    inside = np.flatnonzero(turned_label)
+    values = array.reshape(array.shape[0], -1)
+    chosen = inside[:: max(1, inside.size // share)]
+    return one, values[:, chosen].astype(np.float32), np.bincount(label.ravel(), minlength=labels).astype(np.int64)
+
+
+def _check_values(case_id: str, label: npt.NDArray[Any], labels: int) -> None:
+    if label.size and (int(label.max()) >= labels or int(label.min()) < 0):
+        raise InputRefusedError(
+            f"the label holds the value {int(label.max())}, the manifest knows 0 to {labels - 1}",
+            case_id,
+            "run `unet-med check M.json`, then `unet-med check M.json --fix DIR`",
+        )
+
+
+def _shape_of(array: npt.NDArray[Any], geometry: Geometry) -> CaseFingerprint:
+    nonzero = (array != 0).any(axis=0)
+    shape: list[int] = []
+    for axis, size in enumerate(nonzero.shape):
+        line = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(nonzero.ndim) if other != axis)))
+        shape.append(int(line[-1] - line[0] + 1) if line.size else size)
+    kept = float(np.prod(shape)) / float(nonzero.size)
+    return CaseFingerprint(tuple(shape), geometry.spacing_mm, kept)
+
+
+def _statistics(samples: Sequence[npt.NDArray[np.float32]]) -> tuple[ChannelStatistics, ...]:
+    together = np.concatenate(samples, axis=1)
+    if together.shape[1] == 0:
+        return tuple(ChannelStatistics(0.0, 0.0, 0.0, 0.0) for _ in range(together.shape[0]))
+    statistics: list[ChannelStatistics] = []
+    for values in together:
+        low, high = np.percentile(values, (0.5, 99.5))
+        statistics.append(
+            ChannelStatistics(
+                float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64)), float(low), float(high)
+            )
+        )
+    return tuple(statistics)
