@@ -102,7 +102,7 @@ class LabelMap:
         """Turns logits (outputs, ...) into labels (...): arg max, or regions painted from outside inwards."""
         dtype = np.uint8 if len(self.labels) < 256 else np.uint16
         if not self.regions:
-            return logits.argmax(axis=0).astype(dtype)
+            return np.asarray(logits.argmax(axis=0), dtype=dtype)
         labels = np.zeros(logits.shape[1:], dtype=dtype)
         for value, logit in zip(self.region_values(), logits, strict=True):
             labels[logit > 0] = value

@@ -132,7 +132,7 @@ def sample_patch(
     else:
         patch = _resample(array, centre, shape, change, nearest, mirrored_border)
     if change.flips:
-        patch = np.flip(patch, [axis + 1 for axis in change.flips])
+        patch = np.flip(patch, tuple(axis + 1 for axis in change.flips))
     return np.ascontiguousarray(patch, dtype=np.float32)
 
 
@@ -159,7 +159,7 @@ def apply_intensity(image: FloatArray, change: IntensityChange) -> FloatArray:
     return np.ascontiguousarray(image, dtype=np.float32)
 
 
-def _to_numpy(values: Any) -> FloatArray:  # noqa: ANN401
+def _to_numpy(values: Any) -> FloatArray:
     return np.asarray(torch.as_tensor(values), dtype=np.float32)
 
 
@@ -250,19 +250,19 @@ def _smooth_field(displacement: npt.NDArray[np.float64], shape: tuple[int, ...])
     for axis, size in enumerate(shape):
         control = field.shape[axis + 1]
         position = np.linspace(0, control - 1, size)
-        field = ndimage.spline_filter1d(field, order=3, axis=axis + 1, mode="nearest")
+        field = ndimage.spline_filter1d(field, order=3, axis=axis + 1, mode="mirror")
         field = np.moveaxis(_cubic_weights(position, control) @ np.moveaxis(field, axis + 1, -2), -2, axis + 1)
     return field
 
 
 def _cubic_weights(position: npt.NDArray[np.float64], control: int) -> npt.NDArray[np.float64]:
-    """(len(position), control) weights of the cubic B-spline at each position, border coefficients repeated."""
+    """(len(position), control) weights of the cubic B-spline at each position, mirrored at the border."""
     weights = np.zeros((len(position), control))
     for shift in range(-1, 3):
         knot = np.floor(position).astype(int) + shift
         distance = np.abs(position - knot)
         value = np.where(distance < 1, 2 / 3 - distance**2 + distance**3 / 2, np.maximum(2 - distance, 0) ** 3 / 6)
-        np.add.at(weights, (np.arange(len(position)), knot.clip(0, control - 1)), value)
+        np.add.at(weights, (np.arange(len(position)), _mirror(knot, control)), value)
     return weights
 
 

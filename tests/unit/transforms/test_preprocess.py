@@ -1,0 +1,136 @@
+"""The network's grid: right place, right values, and the way back."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from unet_med.config import PipelineConfig, parse_config
+from unet_med.errors import InputRefusedError, ModelError
+from unet_med.geometry import Geometry
+from unet_med.transforms.preprocess import OUTSIDE_LOGIT, Preprocessor
+from unet_med.volume import Volume
+
+
+def config(
+    scheme: str = "zscore", spacing: list[float] | None = None, crop: bool = False, **more: object
+) -> PipelineConfig:
+    channel = {"scheme": scheme, **more}
+    return parse_config(
+        {"name": "test", "preprocess": {"spacing_mm": spacing, "normalisation": [channel], "crop_to_nonzero": crop}},
+        "test",
+    )
+
+
+def linear_volume(geometry: Geometry) -> Volume:
+    """Every voxel's value is 2x + 3y + 5z of its place in mm."""
+    index = np.stack(np.meshgrid(*map(np.arange, geometry.shape), indexing="ij"), axis=-1)
+    world = geometry.to_world(index)
+    return Volume((world @ np.array([2.0, 3.0, 5.0])[: world.shape[-1]])[None].astype(np.float32), geometry)
+
+
+def oriented(order: tuple[int, ...], signs: tuple[int, ...], sizes: tuple[int, ...] = (9, 8, 7)) -> Geometry:
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    spacing = (1.0, 1.5, 2.0)
+    for axis, (world, sign) in enumerate(zip(order, signs, strict=True)):
+        affine[world, axis] = sign * spacing[world]
+    affine[:3, 3] = (-7, 4, 11)
+    return Geometry(tuple(sizes[world] for world in order), affine)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("signs", list(itertools.product((1, -1), repeat=3)))
+def test_every_axis_order_and_flip_gives_the_same_ras_image(order: tuple[int, ...], signs: tuple[int, ...]) -> None:
+    volume = linear_volume(oriented(order, signs))
+    prepared = Preprocessor(config("none")).prepare(volume)
+    assert prepared.geometry.orientation == "RAS"
+    assert prepared.array.shape == (1, 9, 8, 7)
+    expected = linear_volume(prepared.geometry).array
+    np.testing.assert_allclose(prepared.array, expected, atol=1e-4)
+
+
+def test_resampled_values_lie_where_the_new_grid_says() -> None:
+    volume = linear_volume(oriented((2, 0, 1), (-1, 1, -1), (30, 28, 26)))
+    prepared = Preprocessor(config("none", [1.0, 1.0, 1.0])).prepare(volume)
+    assert prepared.array.shape[1:] == (30, 42, 52)
+    expected = linear_volume(prepared.geometry).array
+    inner = (slice(None),) + (slice(12, -12),) * 3  # away from the border, where splines ring
+    np.testing.assert_allclose(prepared.array[inner], expected[inner], atol=0.05)
+
+
+def test_restore_brings_labels_back_to_their_own_voxels() -> None:
+    rng = np.random.default_rng(0)
+    geometry = oriented((1, 2, 0), (-1, -1, 1))
+    label = (ndimage.gaussian_filter(rng.random(geometry.shape), 1.5) > 0.5).astype(np.uint8)
+    volume = Volume(rng.random((1, *geometry.shape)).astype(np.float32), geometry)
+    preprocessor = Preprocessor(config())
+    prepared = preprocessor.prepare(volume)
+    on_grid = preprocessor.prepare_label(label, prepared)
+    logits = torch.nn.functional.one_hot(torch.from_numpy(on_grid.astype(np.int64)), 2).movedim(-1, 0).float()
+    back = preprocessor.restore(logits, prepared).argmax(0).numpy()
+    np.testing.assert_array_equal(back, label)
+
+
+def test_what_was_cropped_away_is_certain_background() -> None:
+    array = np.zeros((1, 10, 8, 6), dtype=np.float32)
+    array[0, 2:7, 1:6, 1:4] = np.random.default_rng(1).random((5, 5, 3)) + 1
+    preprocessor = Preprocessor(config(crop=True))
+    prepared = preprocessor.prepare(Volume(array, Geometry.from_spacing((10, 8, 6), (1, 1, 1))))
+    assert prepared.array.shape == (1, 5, 5, 3)
+    restored = preprocessor.restore(torch.zeros(2, 5, 5, 3), prepared)
+    assert tuple(restored.shape) == (2, 10, 8, 6)
+    assert float(restored[0, 0, 0, 0]) == OUTSIDE_LOGIT
+    assert float(restored[1, 0, 0, 0]) == -OUTSIDE_LOGIT
+    assert float(restored[0, 3, 3, 2]) == 0
+    assert float(preprocessor.restore(torch.zeros(2, 5, 5, 3), prepared, background=False)[0, 0, 0, 0]) < 0
+
+
+def test_label_resampling_keeps_volume_and_invents_no_value() -> None:
+    geometry = Geometry.from_spacing((20, 20, 10), (1.0, 1.0, 2.0))
+    label = np.zeros((20, 20, 10), dtype=np.uint8)
+    label[5:15, 5:15, 3:7] = 2
+    preprocessor = Preprocessor(config("none", [1.0, 1.0, 1.0]))
+    prepared = preprocessor.prepare(Volume(np.ones((1, 20, 20, 10), dtype=np.float32), geometry))
+    resampled = preprocessor.prepare_label(label, prepared)
+    assert set(np.unique(resampled)) == {0, 2}
+    assert (resampled == 2).sum() == pytest.approx((label == 2).sum() * 2, rel=0.02)
+
+
+def test_zscore_and_ct_numbers() -> None:
+    geometry = Geometry((30, 20))
+    array = np.random.default_rng(3).normal(100, 20, (1, 30, 20)).astype(np.float32)
+    prepared = Preprocessor(config()).prepare(Volume(array, geometry))
+    assert prepared.array.mean() == pytest.approx(0, abs=1e-4)
+    assert prepared.array.std() == pytest.approx(1, abs=1e-3)
+    ct = Preprocessor(config("ct", window=(80.0, 120.0), mean=100.0, sd=10.0)).prepare(Volume(array, geometry))
+    np.testing.assert_allclose(ct.array, (array.clip(80, 120) - 100) / 10, rtol=1e-5)
+
+
+def test_a_constant_image_is_refused() -> None:
+    with pytest.raises(InputRefusedError, match="same value everywhere"):
+        Preprocessor(config()).prepare(Volume(np.full((1, 8, 8), 7.0, dtype=np.float32), Geometry((8, 8))))
+
+
+def test_another_number_of_channels_is_refused() -> None:
+    with pytest.raises(ModelError, match="made for 1 channels, the image has 3"):
+        Preprocessor(config()).prepare(Volume(np.ones((3, 8, 8), dtype=np.float32), Geometry((8, 8))))
+
+
+def test_millimetres_are_never_invented() -> None:
+    array = np.random.default_rng(0).random((1, 8, 8)).astype(np.float32)
+    with pytest.raises(InputRefusedError, match="pixel size"):
+        Preprocessor(config(spacing=[1.0, 1.0])).prepare(Volume(array, Geometry((8, 8))))
+
+
+def test_thick_slices_are_taken_whole() -> None:
+    geometry = Geometry.from_spacing((12, 12, 4), (1.0, 1.0, 5.0))
+    array = np.random.default_rng(0).random((1, 12, 12, 4)).astype(np.float32)
+    prepared = Preprocessor(config("none", [1.0, 1.0, 2.5])).prepare(Volume(array, geometry))
+    assert prepared.array.shape == (1, 12, 12, 8)
+    np.testing.assert_allclose(prepared.array[..., 0::2], array, atol=1e-6)
+    np.testing.assert_allclose(prepared.array[..., 1::2], array, atol=1e-6)
