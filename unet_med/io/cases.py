@@ -1,0 +1,424 @@
+"""A case: the image files that belong together, and their label, on one grid.
+
+The first source is the reference: its grid is that of the case, of its label and of its mask. Other sources give
+further channels and are resampled linearly onto it where their grids differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from unet_med.errors import InputRefusedError
+from unet_med.geometry import Geometry, reorient
+from unet_med.identity import unique_ids
+from unet_med.io.discover import open_source
+from unet_med.io.picture import PictureSource
+from unet_med.io.reading import check_frame
+from unet_med.io.source import SourceRef
+from unet_med.volume import ImageSource, Region, Volume
+
+SAME_PLACE_VOXELS = 0.1
+"""A label lies on its image when no corner is further off than this, in voxels of the image."""
+
+_IDENTITY_VOXELS = 0.01
+_WHOLE_NUMBER = 1e-3
+_PLACED_KINDS = ("dicom", "nifti", "nrrd", "mha")
+"""Kinds whose files say where in space they lie; pictures and TIFF stacks have at most a pixel size."""
+
+_CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})(?:-\d+)?")
+
+LabelArray = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of a data set; nothing is read until it is asked for.
+
+    Attributes:
+        id: Safe name, unique in its data set.
+        sources: One or more; their channels are concatenated in this order. The first gives the grid.
+        label: The label image, if there is one.
+        frame: One frame of a multi-frame source; ``None`` for all.
+        label_values: Stored label value to label; every stored value but 0 must be listed.
+        instances: Whether stored label values are numbers of objects.
+    """
+
+    id: str
+    sources: tuple[SourceRef, ...]
+    label: SourceRef | None = None
+    frame: int | None = None
+    label_values: Mapping[int, int] | None = None
+    instances: bool = False
+
+    @property
+    def geometry(self) -> Geometry:
+        """Grid of one frame, that of the first source."""
+        geometry = self.sources[0].geometry
+        if geometry is None:
+            raise InputRefusedError(self.sources[0].reason or "the image cannot be used", self.id)
+        return geometry
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of all sources together."""
+        return sum(source.channels for source in self.sources)
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """The frames that can be read."""
+        return tuple(range(self.sources[0].frames)) if self.frame is None else (self.frame,)
+
+    def open(self) -> OpenCase:
+        """Returns the case with its files opened once, for several reads."""
+        return OpenCase(self)
+
+    def read(self, frame: int | None = None) -> Volume:
+        """Returns the image as float32 (C, I, J[, K]) on the reference grid.
+
+        Args:
+            frame: Which one; may be left out where the case has only one.
+
+        Raises:
+            InputRefusedError: A file is damaged, holds NaN or infinity, or the grids cannot be brought together.
+        """
+        return self.open().read(frame=self._frame(frame))
+
+    def read_label(self, frame: int | None = None) -> LabelArray:
+        """Returns the label as integers (I, J[, K]) on the reference grid; the smallest type that holds its values.
+
+        Raises:
+            InputRefusedError: There is no label, it lies elsewhere, has another shape, is no label image, or holds
+                values that are negative, no whole numbers, or not in ``label_values``.
+        """
+        return self.open().read_label(self._frame(frame))
+
+    def reference_source(self) -> ImageSource:
+        """Returns the first source, opened; only its frame ``frame`` where the case is one frame."""
+        source = open_source(self.sources[0])
+        return source if self.frame is None or source.frames == 1 else FrameSource(source, self.frame)
+
+    def _frame(self, frame: int | None) -> int:
+        if frame is None and len(self.frames) > 1:
+            raise InputRefusedError(
+                f"the case has {len(self.frames)} frames and none was chosen", self.id, "read it frame by frame"
+            )
+        chosen = self.frames[0] if frame is None else frame
+        if chosen not in self.frames:
+            raise InputRefusedError(f"the case has no frame {chosen}", self.id, f"choose one of {list(self.frames)}")
+        return chosen
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """One frame of a multi-frame source as a source of its own."""
+
+    source: ImageSource
+    frame: int
+
+    @property
+    def id(self) -> str:
+        """Id of the whole source."""
+        return self.source.id
+
+    @property
+    def geometry(self) -> Geometry:
+        """Grid of the frame."""
+        return self.source.geometry
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.source.channels
+
+    @property
+    def frames(self) -> int:
+        """Always 1."""
+        return 1
+
+    def read(self, region: Region | None = None, frame: int = 0) -> Volume:
+        """Returns a region of the frame."""
+        check_frame(frame, 1, self.id)
+        return self.source.read(region, self.frame)
+
+
+@dataclass(frozen=True)
+class OpenCase:
+    """A case with its files open; an :class:`ImageSource` whose channels are those of all its sources."""
+
+    case: Case
+    _opened: dict[int, ImageSource] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def id(self) -> str:
+        """Id of the case."""
+        return self.case.id
+
+    @property
+    def geometry(self) -> Geometry:
+        """The reference grid."""
+        return self.case.geometry
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of all sources together."""
+        return self.case.channels
+
+    @property
+    def frames(self) -> int:
+        """Frames of the reference source."""
+        return self.case.sources[0].frames
+
+    def read(self, region: Region | None = None, frame: int = 0) -> Volume:
+        """Returns float32 (C, I, J[, K]) of a region of the reference grid; see :meth:`Case.read`."""
+        check_frame(frame, self.frames, self.id)
+        grid = self.geometry if region is None else self.geometry.crop(region)
+        parts = [self._channels(number, region, grid, frame) for number in range(len(self.case.sources))]
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if not np.isfinite(array).all():
+            share = float(np.mean(~np.isfinite(array)))
+            raise InputRefusedError(
+                f"the image holds values that are no number or infinite ({share:.2%} of it)",
+                self.id,
+                "replace them in the file (for example by the lowest value), or leave the case out",
+            )
+        return Volume(array, grid)
+
+    def read_label(self, frame: int = 0) -> LabelArray:
+        """Returns the label of one frame; see :meth:`Case.read_label`."""
+        ref = self.case.label
+        if ref is None:
+            raise InputRefusedError("the case has no label", self.id, "pair it with a label image in the manifest")
+        if ref.frames != self.frames:
+            raise InputRefusedError(
+                f"the label has {ref.frames} frames and its image {self.frames}",
+                self.id,
+                "give a label image with one frame for each frame of the image",
+            )
+        values = _label_values(_opened_label(ref, self.id), frame, self.id)
+        placed = _on_reference(values, ref, self.case.sources[0], self.id)
+        return _remapped(placed, self.case.label_values, self.id)
+
+    def _source(self, number: int) -> ImageSource:
+        if number not in self._opened:
+            self._opened[number] = open_source(self.case.sources[number])
+        return self._opened[number]
+
+    def _channels(self, number: int, region: Region | None, grid: Geometry, frame: int) -> npt.NDArray[np.float32]:
+        """Returns the channels of one source on ``grid``."""
+        source = self._source(number)
+        if number and source.frames != self.frames:
+            raise InputRefusedError(
+                f"channel files have {self.frames} and {source.frames} frames", self.id, "give files of equal length"
+            )
+        if _nearly_same(source.geometry, self.geometry):
+            return source.read(region, frame).array.astype(np.float32, copy=False)
+        if source.geometry.ndim != grid.ndim or not (source.geometry.is_calibrated and grid.is_calibrated):
+            raise InputRefusedError(
+                f"channel files have the shapes {self.geometry.shape} and {source.geometry.shape} and no common place",
+                self.id,
+                "give channels of one shape, or images that know their place in mm",
+            )
+        volume = source.read(frame=frame)
+        return np.stack([resample(channel, volume.geometry, grid, self.id) for channel in volume.array])
+
+
+def resample(array: npt.NDArray[Any], source: Geometry, target: Geometry, where: str = "") -> npt.NDArray[np.float32]:
+    """Interpolates linearly from one grid onto another (both calibrated); the lowest value outside the source's box.
+
+    Between the outermost voxel centres and the faces of the box, half a voxel further, the outermost value holds.
+
+    Args:
+        array: (I, J[, K]) on ``source``.
+        source: Grid of ``array``.
+        target: Grid of the result.
+        where: Safe id for the error.
+
+    Raises:
+        InputRefusedError: The two boxes do not meet.
+    """
+    if source.affine is None or target.affine is None:
+        raise InputRefusedError("an uncalibrated image cannot be resampled", where, "give its pixel size")
+    transform = np.linalg.inv(source.affine) @ target.affine
+    matrix, offset = transform[:-1, :-1], transform[:-1, -1]
+    inside = np.ones(target.shape, dtype=bool)
+    for row, shift, size in zip(matrix, offset, source.shape, strict=True):
+        index = np.full((1,) * target.ndim, shift)
+        for axis, (step, length) in enumerate(zip(row, target.shape, strict=True)):
+            along = [1] * target.ndim
+            along[axis] = length
+            index = index + (step * np.arange(length)).reshape(along)
+        inside &= (index >= -0.5 - 1e-6) & (index <= size - 0.5 + 1e-6)
+    if not inside.any():
+        raise InputRefusedError(
+            "the channels of the case lie in different places: their boxes do not meet",
+            where,
+            "check that the files belong to one case and one scanner position",
+        )
+    values = array.astype(np.float32, copy=False)
+    result = ndimage.affine_transform(
+        values, matrix, offset, output_shape=target.shape, order=1, mode="nearest", output=np.float32
+    )
+    result[~inside] = values.min()
+    return np.asarray(result, dtype=np.float32)
+
+
+def _nearly_same(one: Geometry | None, other: Geometry) -> bool:
+    """Whether two grids are one: same shape and, where both know their place, corners within 1/100 of a voxel."""
+    if one is None or one.shape != other.shape:
+        return False
+    if one.affine is None or other.affine is None:
+        return True
+    return one.same_grid(other, _IDENTITY_VOXELS * min(other.spacing_mm or (1.0,)))
+
+
+# ---- labels -------------------------------------------------------------------------------------------------------
+
+
+def _opened_label(ref: SourceRef, where: str) -> ImageSource:
+    if not ref.usable:
+        raise InputRefusedError(f"the label cannot be used: {ref.reason}", where)
+    return open_source(ref)
+
+
+def _label_values(source: ImageSource, frame: int, where: str) -> LabelArray:
+    """Returns the stored values (I, J[, K]) as integers."""
+    array = source.read_indices() if isinstance(source, PictureSource) else source.read(frame=frame).array
+    if array.shape[0] > 1 and not (array[1:] == array[:1]).all():
+        raise InputRefusedError(
+            f"the label is a colour picture of {array.shape[0]} channels",
+            where,
+            "give a label image with one number for each voxel, not colours",
+        )
+    values = array[0]
+    if values.dtype.kind == "f":
+        values = _whole_numbers(values, where)
+    if values.size and int(values.min()) < 0:
+        raise InputRefusedError(f"the label holds negative values (down to {int(values.min())})", where, "renumber it")
+    highest = int(values.max())
+    dtype = np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int64
+    return values.astype(dtype, copy=False)
+
+
+def _whole_numbers(values: npt.NDArray[Any], where: str) -> LabelArray:
+    rounded = np.rint(values)
+    off = ~(np.abs(values - rounded) <= _WHOLE_NUMBER)  # also true for NaN
+    if off.any():
+        example = float(values[off].flat[0])
+        raise InputRefusedError(
+            f"the label holds values that are not whole numbers (for example {example:g})",
+            where,
+            "it was probably interpolated or is a probability map: threshold it, or resample it with nearest neighbour",
+        )
+    return rounded.astype(np.int64)
+
+
+def _on_reference(values: LabelArray, label: SourceRef, image: SourceRef, where: str) -> LabelArray:
+    """Returns the label on the image's grid: as it is, or with axes permuted and flipped where that is exact."""
+    own, reference = label.geometry, image.geometry
+    if own is None or reference is None:
+        raise InputRefusedError("the label or its image has no grid", where)
+    both_placed = label.kind in _PLACED_KINDS and image.kind in _PLACED_KINDS
+    if not both_placed or own.affine is None or reference.affine is None or own.ndim != reference.ndim:
+        if values.shape == reference.shape:
+            return values
+        if (*values.shape, 1) == reference.shape:
+            return values[..., np.newaxis]
+        raise _elsewhere(own, reference, where)
+    if _same_place(own, reference):
+        return values
+    turn = _signed_permutation(own, reference)
+    if turn is not None and _same_place(own.reoriented(*turn), reference):
+        return reorient(values, *turn)
+    raise _elsewhere(own, reference, where)
+
+
+def _same_place(own: Geometry, reference: Geometry) -> bool:
+    """Whether the corners of two grids of one shape are within a tenth of a voxel of the reference."""
+    if own.shape != reference.shape or reference.affine is None:
+        return False
+    apart = (own.corners() - reference.corners()) @ np.linalg.inv(reference.affine[:-1, :-1]).T
+    return bool(np.abs(apart).max() <= SAME_PLACE_VOXELS)
+
+
+def _signed_permutation(own: Geometry, reference: Geometry) -> tuple[tuple[int, ...], tuple[bool, ...]] | None:
+    """Returns how :func:`reorient` brings the axes of ``own`` onto those of ``reference``, if it can."""
+    if own.affine is None or reference.affine is None:
+        return None
+    steps = np.linalg.inv(reference.affine[:-1, :-1]) @ own.affine[:-1, :-1]
+    order = tuple(int(axis) for axis in np.abs(steps).argmax(axis=1))
+    if sorted(order) != list(range(own.ndim)):
+        return None
+    return order, tuple(bool(steps[row, axis] < 0) for row, axis in enumerate(order))
+
+
+def _elsewhere(own: Geometry, reference: Geometry, where: str) -> InputRefusedError:
+    if sorted(own.shape) != sorted(reference.shape):
+        what = f"the label has another shape than its image: {own.shape} instead of {reference.shape}"
+    else:
+        what = "the label lies elsewhere than its image"
+    return InputRefusedError(
+        what,
+        where,
+        "check that the two belong together; resample the label onto the image's grid with nearest neighbour",
+    )
+
+
+def _remapped(values: LabelArray, label_values: Mapping[int, int] | None, where: str) -> LabelArray:
+    """Returns the label with stored values replaced by those of the manifest."""
+    if label_values is None:
+        return values
+    present, inverse = np.unique(values, return_inverse=True)
+    table = {0: 0, **{int(stored): int(meant) for stored, meant in label_values.items()}}
+    unknown = [int(value) for value in present if int(value) not in table]
+    if unknown:
+        raise InputRefusedError(
+            f"the label holds values that the manifest does not list: {unknown[:8]}",
+            where,
+            "list them under label_values, or correct the label image",
+        )
+    meant = np.array([table[int(value)] for value in present], dtype=np.int64)
+    dtype = np.uint8 if meant.max() < 2**8 else np.uint16 if meant.max() < 2**16 else np.int64
+    return meant.astype(dtype)[inverse].reshape(values.shape)
+
+
+# ---- grouping -----------------------------------------------------------------------------------------------------
+
+
+def group_cases(sources: Sequence[SourceRef]) -> list[Case]:
+    """Returns the cases that these sources make, in their order.
+
+    Files of one folder called ``x_0000``, ``x_0001``, ... (from 0 without gap, one channel each) are one case ``x``;
+    every other source is a case of its own. Frames stay within their case.
+    """
+    families: dict[tuple[Path, str], dict[int, SourceRef]] = {}
+    for source in sources:
+        key = _family(source)
+        if key is not None:
+            families.setdefault(key[0], {})[key[1]] = source
+    whole = {key for key, members in families.items() if sorted(members) == list(range(len(members)))}
+    wanted: list[tuple[str, tuple[SourceRef, ...]]] = []
+    for source in sources:
+        key = _family(source)
+        if key is None or key[0] not in whole or families[key[0]][key[1]] is not source:
+            wanted.append((source.id, (source,)))
+        elif key[1] == 0:
+            members = families[key[0]]
+            wanted.append((key[0][1], tuple(members[number] for number in sorted(members))))
+    ids = unique_ids([name for name, _ in wanted])
+    return [Case(case_id, members) for case_id, (_, members) in zip(ids, wanted, strict=True)]
+
+
+def _family(source: SourceRef) -> tuple[tuple[Path, str], int] | None:
+    """Returns the folder and name of the case that a channel file belongs to, and its channel."""
+    match = _CHANNEL_SUFFIX.fullmatch(source.id)
+    if match is None or source.kind == "dicom" or source.channels != 1 or not source.files:
+        return None
+    return (source.files[0].parent, match["case"]), int(match["channel"])
