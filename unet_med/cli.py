@@ -35,7 +35,6 @@ INTERRUPTED = 130
 TERMINATED = 143
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -545,9 +544,11 @@ def _explain(error: BaseException) -> tuple[int, str, tuple[str, ...]]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from unet_med.inference.predictor import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _place(error: BaseException) -> str:
