@@ -5,15 +5,19 @@ A manifest is a Medical Segmentation Decathlon JSON, so MONAI and nnU-Net tools 
 ``findings`` of the whole. Paths are relative to the manifest.
 """
 
+from unet_med.manifest.build import BuildOptions, BuildReport, build_manifest
 from unet_med.manifest.files import load_manifest, save_manifest
 from unet_med.manifest.folds import assign_folds
 from unet_med.manifest.model import Finding, Manifest, ManifestCase, content_sha256, verify
 
 __all__ = [
+    "BuildOptions",
+    "BuildReport",
     "Finding",
     "Manifest",
     "ManifestCase",
     "assign_folds",
+    "build_manifest",
     "content_sha256",
     "load_manifest",
     "save_manifest",

@@ -1,0 +1,315 @@
+"""Which image belongs to which label: by folder names, file names, or two patterns."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from unet_med.errors import NothingUsableError
+from unet_med.identity import safe_name, stem_of
+from unet_med.io.source import Discovery, SourceRef
+
+CONVENTIONS = (
+    "put images into images/ and labels of the same names into labels/ (or imagesTr/ and labelsTr/; or NAME and "
+    "NAME_mask, NAME_label, NAME_seg or NAME_gt side by side; channels as NAME_0000, NAME_0001; a DICOM series as the "
+    "folder images/NAME/ with labels/NAME.nii.gz), or say which are which with --images 'GLOB' --labels 'GLOB'"
+)
+
+_IMAGE_FOLDERS = {"images", "image", "imagestr", "imgs", "img", "raw", "scans", "volumes"}
+_TEST_FOLDERS = {"imagests", "imagestest", "test_images"}
+_LABEL_FOLDERS = {
+    *("labels", "label", "labelstr", "masks", "mask", "segmentations", "segmentation", "seg", "segs"),
+    *("annotations", "gt", "ground_truth", "groundtruth", "truth"),
+}
+_TEST_LABEL_FOLDERS = {"labelsts", "labelstest", "test_labels"}
+_LABEL_SUFFIX = re.compile(
+    r"(?:^|[_.-])(?:mask|masks|label|labels|seg|segmentation|gt|groundtruth)(?:[_-]manual)?$", re.I
+)
+_IMAGE_SUFFIX = re.compile(r"(?:^|[_.-])(?:image|img|volume|raw)$", re.I)
+_CHANNEL = re.compile(r"^(?P<stem>.+)_(?P<channel>\d{4})$")
+
+Role = Literal["image", "label"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image (one source for each channel file) and its label.
+
+    Attributes:
+        stem: Name of the case; empty for DICOM, whose folder may name a patient.
+        images: Sources, in the order of their channels.
+        label: Source of the label, if there is one.
+        relative: Path of the first image below the folder, for ``--group-by``; never stored.
+        test: Whether it lies in a folder for test images.
+    """
+
+    stem: str
+    images: tuple[SourceRef, ...]
+    label: SourceRef | None
+    relative: str
+    test: bool = False
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What was paired and what is left over, each with a reason."""
+
+    pairs: tuple[Pair, ...]
+    left_over: tuple[tuple[str, str], ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class _Item:
+    ref: SourceRef
+    parts: tuple[str, ...]
+    """Names of the folders below the root."""
+    stem: str
+    """Name that pairs: of the file, or of the folder of a DICOM series."""
+    aliases: tuple[str, ...]
+    """Other names it may go by: of the folders above a DICOM series."""
+    base: str
+    """Folder of its set: what lies above ``images`` or ``labels``; its own folder without these."""
+    below: str
+    """Folders between ``images`` (``labels``) and the file."""
+    role: Role | None
+    test: bool
+
+    @property
+    def relative(self) -> str:
+        return "/".join((*self.parts, self.ref.files[0].name if self.ref.kind != "dicom" else self.stem))
+
+
+def pair_sources(root: Path, discovery: Discovery, images: str | None, labels: str | None) -> Pairing:
+    """Pairs the usable sources of a folder.
+
+    Args:
+        root: The folder that was searched.
+        discovery: What was found in it.
+        images: Pattern of the image files relative to ``root`` (``*`` crosses folders); ``None``: by convention.
+        labels: Pattern of the label files.
+
+    Raises:
+        NothingUsableError: if there is no image at all; the message shows the conventions.
+    """
+    left: list[tuple[str, str]] = [(ref.id, ref.reason) for ref in discovery.sources if not ref.usable]
+    items = [_item(root, ref) for ref in discovery.usable]
+    by_pattern = images is not None or labels is not None
+    pairing = _by_pattern(items, images, labels) if by_pattern else _by_convention(items)
+    if not pairing.pairs:
+        raise NothingUsableError(_nothing(discovery, pairing), remedy=CONVENTIONS)
+    return Pairing(pairing.pairs, (*left, *pairing.left_over))
+
+
+def _nothing(discovery: Discovery, pairing: Pairing) -> str:
+    if not discovery.sources:
+        return "no image was found in the folder"
+    refused = [ref for ref in discovery.sources if not ref.usable]
+    if len(refused) == len(discovery.sources):
+        return f"none of the {len(refused)} images found can be used (the first, {refused[0].id}: {refused[0].reason})"
+    first = f" ({pairing.left_over[0][0]}: {pairing.left_over[0][1]})" if pairing.left_over else ""
+    return f"{len(discovery.sources)} images were found, but none is known to be the image of a case{first}"
+
+
+# ---- what a path says -----------------------------------------------------------------------------------------------
+
+
+def _item(root: Path, ref: SourceRef) -> _Item:
+    file = ref.files[0]
+    top = root if root.is_dir() else root.parent
+    try:
+        parts = list(file.relative_to(top).parts[:-1])
+    except ValueError:
+        parts = list(file.resolve().relative_to(top.resolve()).parts[:-1])
+    stem = stem_of(file)
+    if ref.kind == "dicom" and parts:
+        stem = parts.pop()
+    for depth in range(len(parts) - 1, -1, -1):
+        name = parts[depth].lower()
+        role, test = _role_of_folder(name)
+        if role is not None:
+            base, below = "/".join(parts[:depth]), "/".join(parts[depth + 1 :])
+            aliases = tuple(parts[depth + 1 :]) if ref.kind == "dicom" else ()
+            return _Item(ref, tuple(parts), stem, aliases, base, below, role, test)
+    role = "label" if _LABEL_SUFFIX.search(stem) and ref.kind != "dicom" else None
+    return _Item(ref, tuple(parts), stem, (), "/".join(parts), "", role, False)
+
+
+def _role_of_folder(name: str) -> tuple[Role | None, bool]:
+    if name in _LABEL_FOLDERS or name in _TEST_LABEL_FOLDERS:
+        return "label", name in _TEST_LABEL_FOLDERS
+    if name in _IMAGE_FOLDERS or name in _TEST_FOLDERS:
+        return "image", name in _TEST_FOLDERS
+    return None, False
+
+
+# ---- by convention --------------------------------------------------------------------------------------------------
+
+
+def _by_convention(items: Sequence[_Item]) -> Pairing:
+    """Pairs within each set (what lies beside each other); a set without any label holds images to be predicted."""
+    sets: dict[tuple[str, bool], list[_Item]] = defaultdict(list)
+    for item in items:
+        sets[item.base, item.test].append(item)
+    pairs: list[Pair] = []
+    left: list[tuple[str, str]] = []
+    for members in sets.values():
+        labels = [item for item in members if item.role == "label"]
+        has_folders = any(item.role == "image" for item in members)
+        images = [item for item in members if item.role == "image" or (item.role is None and not has_folders)]
+        strays = [item for item in members if item.role is None and has_folders]
+        left += [(item.ref.id, "lies beside the folders of images and labels") for item in strays]
+        if _one_mask_for_each_object(images, labels):
+            left += [(item.ref.id, _OBJECT_MASKS) for item in (*images, *labels)]
+            continue
+        found, unused = _match(images, labels)
+        pairs += found
+        left += [(item.ref.id, "a label without an image of the same name") for item in unused]
+    return Pairing(tuple(sorted(pairs, key=lambda pair: pair.relative)), tuple(left))
+
+
+_OBJECT_MASKS = (
+    "one mask file for each object (as in the Data Science Bowl 2018): combine them into one label image with a number "
+    "for each object"
+)
+
+
+def _one_mask_for_each_object(images: Sequence[_Item], labels: Sequence[_Item]) -> bool:
+    names = {image.stem for image in images}
+    return len(images) == 1 and len(labels) > 1 and not any(_label_stem(label) in names for label in labels)
+
+
+def _label_stem(item: _Item) -> str:
+    return _LABEL_SUFFIX.sub("", item.stem)
+
+
+def _match(images: Sequence[_Item], labels: Sequence[_Item]) -> tuple[list[Pair], list[_Item]]:
+    """Finds for each label its image: the same folder and stem, the same stem, or the stem of a group of channels."""
+    waiting = {id(image): image for image in images}
+    pairs: list[Pair] = []
+    unused: list[_Item] = []
+    channels = _channel_groups(images)
+    for label in labels:
+        found = _image_of(label, list(waiting.values()), channels, alone=len(images) == len(labels) == 1)
+        if not found or any(id(image) not in waiting for image in found):
+            unused.append(label)
+            continue
+        for image in found:
+            del waiting[id(image)]
+        stem = found[0].stem if len(found) == 1 and found[0].stem == label.stem else _case_stem(found, label)
+        pairs.append(_pair(stem, found, label.ref))
+    rest = list(waiting.values())
+    for group in _channel_groups(rest).values():
+        if len(group) > 1:
+            match = _CHANNEL.match(group[0].stem)
+            pairs.append(_pair(match["stem"] if match else group[0].stem, group, None))
+            rest = [item for item in rest if item not in group]
+    pairs += [_pair(item.stem, [item], None) for item in rest]
+    return pairs, unused
+
+
+def _image_of(
+    label: _Item, images: Sequence[_Item], channels: Mapping[tuple[str, str], list[_Item]], alone: bool
+) -> list[_Item]:
+    for stem in dict.fromkeys((label.stem, _label_stem(label))):
+        exact = [image for image in images if image.stem == stem and image.below == label.below]
+        loose = [image for image in images if image.stem == stem]
+        if len(exact) == 1 or len(loose) == 1:
+            return exact if len(exact) == 1 else loose
+        group = channels.get((label.below, stem))
+        if group:
+            return group
+        named = [image for image in images if stem in image.aliases]
+        named += [image for image in images if stem and _IMAGE_SUFFIX.sub("", image.stem) == stem]
+        if len(named) == 1:
+            return named
+    return [images[0]] if alone and images else []
+
+
+def _channel_groups(images: Sequence[_Item]) -> dict[tuple[str, str], list[_Item]]:
+    """Groups ``NAME_0000``, ``NAME_0001``, ... by folder and NAME, in the order of their numbers."""
+    groups: dict[tuple[str, str], list[_Item]] = defaultdict(list)
+    for image in sorted(images, key=lambda item: item.stem):
+        match = _CHANNEL.match(image.stem)
+        if match and image.ref.kind != "dicom":
+            groups[image.below, match["stem"]].append(image)
+    return groups
+
+
+def _case_stem(images: Sequence[_Item], label: _Item) -> str:
+    match = _CHANNEL.match(images[0].stem)
+    stem = _label_stem(label)
+    return stem if stem and match and match["stem"] == stem else images[0].stem
+
+
+def _pair(stem: str, images: Sequence[_Item], label: SourceRef | None) -> Pair:
+    first = images[0]
+    name = "" if first.ref.kind == "dicom" else safe_name(stem)
+    return Pair(name, tuple(image.ref for image in images), label, first.relative, first.test)
+
+
+# ---- by pattern -----------------------------------------------------------------------------------------------------
+
+
+def _by_pattern(items: Sequence[_Item], images: str | None, labels: str | None) -> Pairing:
+    """Pairs what two patterns select: by stem, else by what the wildcards stand for, else the only two."""
+    label_items = [item for item in items if labels is not None and _matches(item, labels)]
+    chosen = {id(item) for item in label_items}
+    if labels is None:
+        label_items = [item for item in items if item.role == "label" and not (images and _matches(item, images))]
+        chosen = {id(item) for item in label_items}
+    image_items = [
+        item
+        for item in items
+        if id(item) not in chosen and (_matches(item, images) if images is not None else item.role != "label")
+    ]
+    if images is None and any(item.role == "image" for item in image_items):
+        image_items = [item for item in image_items if item.role == "image"]
+    left = [
+        (item.ref.id, "matches neither --images nor --labels")
+        for item in items
+        if id(item) not in chosen and item not in image_items
+    ]
+    pairs, unused = _match(image_items, label_items)
+    if unused and images is not None and labels is not None:
+        pairs, unused = _by_wildcards(pairs, unused, image_items, images, labels)
+    left += [(item.ref.id, "a label without an image of the same name") for item in unused]
+    return Pairing(tuple(sorted(pairs, key=lambda pair: pair.relative)), tuple(left))
+
+
+def _matches(item: _Item, pattern: str) -> bool:
+    relative = item.relative
+    return fnmatch.fnmatchcase(relative, pattern) or fnmatch.fnmatchcase(relative, pattern.rstrip("/") + "/*")
+
+
+def _by_wildcards(
+    pairs: Sequence[Pair], unused: Sequence[_Item], images: Sequence[_Item], image_glob: str, label_glob: str
+) -> tuple[list[Pair], list[_Item]]:
+    by_source = {id(image.ref): image for image in images}
+    free = {
+        _captured(by_source[id(pair.images[0])], image_glob): pair
+        for pair in pairs
+        if pair.label is None and len(pair.images) == 1
+    }
+    result, rest = list(pairs), []
+    for label in unused:
+        key = _captured(label, label_glob)
+        pair = free.pop(key, None) if key is not None else None
+        if pair is None:
+            rest.append(label)
+        else:
+            result[result.index(pair)] = Pair(pair.stem, pair.images, label.ref, pair.relative, pair.test)
+    return result, rest
+
+
+def _captured(item: _Item, pattern: str) -> tuple[str, ...] | None:
+    """Returns what the wildcards of a pattern stand for in the item's path."""
+    expression = "".join(
+        "(.*)" if part == "*" else "(.)" if part == "?" else re.escape(part) for part in re.split(r"([*?])", pattern)
+    )
+    match = re.fullmatch(expression, item.relative)
+    return match.groups() if match else None
