@@ -1,0 +1,406 @@
+"""From DICOM headers to sources: what is an image, which files are one series, what is refused and why."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_med.errors import InputRefusedError
+from unet_med.identity import series_id
+from unet_med.io.dicom_headers import Damaged, Header, read_header
+from unet_med.io.dicom_pixels import INVERTED_MODALITIES, missing_decoder, turned
+from unet_med.io.dicom_stacks import Stack, cluster, lay_out, leave_out_scouts, slice_normal, split_repeats
+from unet_med.io.reading import calibrated
+from unet_med.io.source import Discovery, IntakeOptions, Skipped, SourceRef
+
+_DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+_MUST_HAVE_PLACE = frozenset({"CT", "MR", "PT"})
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_SECONDARY_CAPTURE = _STORAGE + "7"
+_MODALITY_OF_CLASS = {_STORAGE + "2": "CT", _STORAGE + "4": "MR", _STORAGE + "128": "PT"}
+_MULTI_FRAME_CLASSES = tuple(
+    _STORAGE + part
+    for part in ("2.1", "2.2", "4.1", "4.3", "4.4", "128.1", "130", "12.1.1", "12.2.1", "13.1", "77.1.6")
+)
+_OBJECTS = (
+    ("1.2.840.10008.1.3.10", "DICOM directory (DICOMDIR)", "an index of other files; the files themselves were read"),
+    (_STORAGE + "88.59", "DICOM key object selection", "holds references, no image"),
+    (_STORAGE + "88.", "DICOM structured report", "holds text, no image"),
+    (_STORAGE + "11.", "DICOM presentation state", "holds display settings, no image"),
+    (_STORAGE + "104.", "DICOM encapsulated document", "holds a document, no image"),
+    (_STORAGE + "66.4", "DICOM segmentation", "segmentation objects are not read by this version"),
+    (_STORAGE + "66.7", "DICOM segmentation", "segmentation objects are not read by this version"),
+    (_STORAGE + "66.5", "DICOM surface segmentation", "surfaces are not read by this version"),
+    (_STORAGE + "66", "DICOM registration or raw data", "holds no image"),
+    (_STORAGE + "481.3", "DICOM structure set (RTSTRUCT)", "contours are not read by this version"),
+    (_STORAGE + "481.2", "DICOM dose (RTDOSE)", "holds a dose distribution, no image"),
+    (_STORAGE + "481.5", "DICOM radiotherapy plan", "holds no image"),
+    (_STORAGE + "9.", "DICOM waveform", "holds no image"),
+    (_STORAGE + "4.2", "DICOM spectroscopy", "holds no image"),
+    (_STORAGE + "67", "DICOM value mapping", "holds no image"),
+)
+_OBJECT_MODALITIES = {
+    "KO": _OBJECTS[1],
+    "SR": _OBJECTS[2],
+    "PR": _OBJECTS[3],
+    "DOC": _OBJECTS[4],
+    "SEG": _OBJECTS[5],
+    "REG": _OBJECTS[8],
+    "RTSTRUCT": _OBJECTS[9],
+    "RTDOSE": _OBJECTS[10],
+    "RTPLAN": _OBJECTS[11],
+}
+_EXPORT_AGAIN = "export the series again from the archive or the scanner"
+
+
+def inspect_dicom(files: Sequence[Path], options: IntakeOptions = IntakeOptions()) -> Discovery:  # noqa: B008
+    """Returns the series among ``files`` from their headers, in the order of series number and first position.
+
+    Args:
+        files: Any files; those that are no DICOM are counted in ``skipped``.
+        options: ``pixel_size_mm`` serves pictures that declare no pixel size.
+    """
+    found = [look_at(path) for path in files]
+    foreign = found.count(None)
+    discovery = group_headers([one for one in found if one is not None], options)
+    if not foreign:
+        return discovery
+    skipped = (*discovery.skipped, Skipped("other files", foreign, "no DICOM"))
+    return replace(discovery, skipped=skipped)
+
+
+def look_at(path: Path) -> Header | Damaged | None:
+    """Returns the header of a file; ``None`` when it is no DICOM, :class:`Damaged` for the stump of one."""
+    header = read_header(path)
+    if header is None and path.suffix.lower() in _DICOM_SUFFIXES and _is_stump(path):
+        return Damaged(path)
+    return header
+
+
+def _is_stump(path: Path) -> bool:
+    """Whether a file that is named like DICOM ends before anything is said, or is nothing but zeros there."""
+    with path.open("rb") as file:
+        start = file.read(132)
+    return len(start) < 132 or not any(start)
+
+
+def group_headers(found: Iterable[Header | Damaged], options: IntakeOptions) -> Discovery:
+    """Returns the sources that the headers make up; see :func:`inspect_dicom`."""
+    skipped: Counter[tuple[str, str]] = Counter()
+    series: dict[tuple[str, ...], list[Header]] = defaultdict(list)
+    damaged: Counter[Path] = Counter()
+    for one in found:
+        if isinstance(one, Damaged):
+            damaged[one.path.parent] += 1
+        elif (what := _no_image(one)) is not None:
+            skipped[what] += 1
+        else:
+            series[_series_key(one)].append(one)
+    blamed = _blame(damaged, series)
+    groups = []
+    for key, headers in series.items():
+        refs, scouts = _Series(headers, options, blamed.get(key, 0)).sources()
+        groups.append((_series_order(headers), refs))
+        if scouts:
+            skipped["localizer images", "scouts show where a series lies and are no volume"] += scouts
+    if rest := sum(damaged.values()) - sum(blamed.values()):
+        skipped["damaged DICOM files", "cannot be read, not even which series they belong to"] += rest
+    sources = [ref for _, refs in sorted(groups, key=lambda group: group[0]) for ref in refs]
+    return Discovery(tuple(sources), tuple(Skipped(what, n, why) for (what, why), n in sorted(skipped.items())))
+
+
+def _no_image(header: Header) -> tuple[str, str] | None:
+    """Returns what a DICOM object without an image is, and why it is skipped."""
+    for prefix, what, why in _OBJECTS:
+        if header.sop_class == prefix or header.sop_class.startswith(prefix if prefix[-1] == "." else prefix + "."):
+            return what, why
+    if not header.sop_class and header.modality in _OBJECT_MODALITIES:
+        return _OBJECT_MODALITIES[header.modality][1:]
+    if header.rows and header.columns:
+        return None
+    return None if header.sop_class.startswith(_STORAGE) else ("other DICOM objects", "hold no image")
+
+
+def _series_key(header: Header) -> tuple[str, ...]:
+    if header.series_uid:
+        return header.study_uid, header.series_uid
+    return header.study_uid, "", str(header.path.parent), str(header.series_number), header.modality
+
+
+def _series_order(headers: Sequence[Header]) -> tuple[Any, ...]:
+    number = headers[0].series_number
+    return number is None, number or 0, min(header.series_uid or header.sop_uid for header in headers)
+
+
+def _blame(damaged: Counter[Path], series: dict[tuple[str, ...], list[Header]]) -> dict[tuple[str, ...], int]:
+    """Returns for each series how many unreadable files must be its own, because their folder holds no other series."""
+    homes: dict[Path, set[tuple[str, ...]]] = defaultdict(set)
+    for key, headers in series.items():
+        for header in headers:
+            homes[header.path.parent].add(key)
+    blamed: Counter[tuple[str, ...]] = Counter()
+    for folder, count in damaged.items():
+        if len(homes[folder]) == 1:
+            blamed[next(iter(homes[folder]))] += count
+    return blamed
+
+
+class _Series:
+    """The files of one series, on the way to sources."""
+
+    def __init__(self, headers: Sequence[Header], options: IntakeOptions, damaged: int) -> None:
+        self.headers = sorted(headers, key=lambda header: (header.sop_uid, str(header.path)))
+        self.options = options
+        self.damaged = damaged
+        self.notes: list[str] = []
+        first = self.headers[0]
+        self.number = first.series_number
+        self.uid = first.series_uid or "|".join((first.study_uid, str(first.series_number), first.sop_uid))
+        self.modality = first.modality or _MODALITY_OF_CLASS.get(first.sop_class, "")
+
+    def sources(self) -> tuple[list[SourceRef], int]:
+        """Returns the sources of the series, and how many localizer images were left out."""
+        everything = self.headers
+        refs: list[SourceRef] = []
+        scouts = 0
+        try:
+            headers = self._without_duplicates(self.headers)
+            several = [header for header in headers if header.frames > 1 or header.sop_class in _MULTI_FRAME_CLASSES]
+            refs += [self._multi_frame(header, f"file{n}") for n, header in enumerate(several, start=1)]
+            headers = [header for header in headers if header not in several]
+            images = [header for header in headers if "LOCALIZER" not in header.image_type]
+            scouts = len(headers) - len(images)
+            if not images:
+                return refs, scouts
+            if scouts:
+                self.notes.append(f"{scouts} localizer image{'s' if scouts > 1 else ''} left out")
+            everything = images
+            self._check_files(images)
+            pictures = [header for header in images if self._is_picture(header)]
+            refs += self._pictures(pictures)
+            slices = [header for header in images if not self._is_picture(header)]
+            if slices:
+                refs += self._volumes(slices)
+        except InputRefusedError as error:
+            refs.append(self._refused(everything, error))
+        return refs, scouts
+
+    # ---- checks on files --------------------------------------------------------------------------------------------
+
+    def _without_duplicates(self, headers: Sequence[Header]) -> list[Header]:
+        """Drops files that are byte for byte the same image; refuses one image with two contents."""
+        kept: dict[str, Header] = {}
+        unnamed = []
+        dropped = 0
+        for header in headers:
+            if not header.sop_uid:
+                unnamed.append(header)
+            elif header.sop_uid not in kept:
+                kept[header.sop_uid] = header
+            elif _same_bytes(header, kept[header.sop_uid]):
+                dropped += 1
+            else:
+                raise InputRefusedError(
+                    "two files claim to be the same image but differ", _place(header), "remove the wrong one"
+                )
+        if dropped:
+            self.notes.append(f"{dropped} duplicate file{'s' if dropped > 1 else ''} dropped")
+        return [*kept.values(), *unnamed]
+
+    def _check_files(self, headers: Sequence[Header]) -> None:
+        """Refuses a series that holds a file which cannot be decoded exactly."""
+        if self.damaged:
+            raise InputRefusedError(
+                f"{self.damaged} file{'s' if self.damaged > 1 else ''} in its folder cannot be read: a slice may be "
+                "missing",
+                remedy="copy the series again from its origin, or remove the damaged file if it is none of its slices",
+            )
+        for header in headers:
+            if header.fault or not (header.rows and header.columns):
+                fault = header.fault or "without a size"
+                raise InputRefusedError(f"a file is {fault}", _place(header), "copy the series again from its origin")
+            self._check_pixels(header)
+        missing = sorted({name for header in headers if (name := missing_decoder(header.syntax))})
+        if missing:
+            raise InputRefusedError(
+                f"no decoder is installed for {' and '.join(missing)}", remedy='pip install "unet-med[dicom]"'
+            )
+
+    def _check_pixels(self, header: Header) -> None:
+        if header.sop_class == _SECONDARY_CAPTURE or header.sop_class.startswith(_SECONDARY_CAPTURE + "."):
+            raise InputRefusedError(
+                "a secondary capture: a picture of a screen or a film, whose pixels are no measurement and may carry a "
+                "name",
+                remedy="give the original series",
+            )
+        if header.samples != 1 or header.photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+            raise InputRefusedError(
+                "a colour image, whose pixels may carry a name", remedy="give the original grey series"
+            )
+        if header.bits_allocated not in (8, 16, 32, 64) or header.bits_stored > header.bits_allocated:
+            raise InputRefusedError(
+                f"pixels of {header.bits_allocated} bits ({header.bits_stored} stored) cannot be read",
+                _place(header),
+                _EXPORT_AGAIN,
+            )
+        if header.slope is not None and not abs(header.slope) > 0:
+            raise InputRefusedError("the rescale slope is 0 or no number", _place(header), _EXPORT_AGAIN)
+        if header.burned_in and self.modality in _MUST_HAVE_PLACE:
+            raise InputRefusedError(
+                "text is burnt into the pixels, which may carry a name", _place(header), "give the original series"
+            )
+
+    def _is_picture(self, header: Header) -> bool:
+        """Whether a file is a picture by itself rather than a slice.
+
+        Raises:
+            InputRefusedError: It must be a slice, but has no place.
+        """
+        if self.modality in INVERTED_MODALITIES:
+            return True
+        if not header.has_place and self.modality in _MUST_HAVE_PLACE:
+            lacks = [
+                name
+                for name, value in (
+                    ("position", header.position),
+                    ("orientation", header.orientation),
+                    ("pixel spacing", header.pixel_spacing),
+                )
+                if value is None
+            ]
+            raise InputRefusedError(
+                f"a slice has no {' and no '.join(lacks)}", _place(header), _EXPORT_AGAIN + ", with its geometry"
+            )
+        return not header.has_place
+
+    # ---- sources ----------------------------------------------------------------------------------------------------
+
+    def _volumes(self, headers: Sequence[Header]) -> list[SourceRef]:
+        groups, left_out = leave_out_scouts(cluster(headers))
+        if left_out:
+            self.notes.append(f"{left_out} slice{'s' if left_out > 1 else ''} of another orientation or size left out")
+        refs = []
+        for number, group in enumerate(groups, start=1):
+            name = f"stack{number}" if len(groups) > 1 else ""
+            try:
+                stacks = split_repeats(group)
+            except InputRefusedError as error:
+                refs.append(self._refused(group, error, name))
+                continue
+            for stack in stacks:
+                suffix = "-".join(part for part in (name, stack.suffix) if part)
+                refs.append(self._volume(replace(stack, suffix=suffix)))
+        return refs
+
+    def _volume(self, stack: Stack) -> SourceRef:
+        try:
+            stack, geometry = lay_out(stack)
+        except InputRefusedError as error:
+            return self._refused(stack.headers, error, stack.suffix)
+        return SourceRef(
+            id=series_id(self.number, self.uid, stack.suffix),
+            kind="dicom",
+            files=tuple(header.path for header in stack.headers),
+            axes="IJK",
+            shape=geometry.shape,
+            geometry=geometry,
+            notes=(*self.notes, *stack.notes, *_remarks(stack.headers)),
+            modality=self.modality or None,
+        )
+
+    def _pictures(self, headers: Sequence[Header]) -> list[SourceRef]:
+        ordered = sorted(headers, key=lambda header: (header.instance is None, header.instance or 0, header.sop_uid))
+        return [
+            self._picture(header, f"image{number}" if len(ordered) > 1 else "")
+            for number, header in enumerate(ordered, start=1)
+        ]
+
+    def _picture(self, header: Header, suffix: str) -> SourceRef:
+        spacing = header.pixel_spacing or header.detector_spacing
+        own = None if spacing is None else (spacing[1], spacing[0])
+        try:
+            geometry, read_as, notes = calibrated((header.columns, header.rows), own, self.options)
+        except InputRefusedError as error:
+            return self._refused([header], error, suffix, picture=True)
+        if header.pixel_spacing is None and own is not None:
+            notes.append("pixel size at the detector, not corrected for magnification")
+        if turned(self.modality, header.photometric):
+            notes.append("MONOCHROME1: turned, so that more signal is brighter")
+        if header.burned_in:
+            notes.append("text is burnt into the pixels, which may carry a name")
+        return SourceRef(
+            id=series_id(self.number, self.uid, suffix),
+            kind="dicom",
+            files=(header.path,),
+            axes="IJ",
+            shape=geometry.shape,
+            geometry=geometry,
+            notes=(*self.notes, *notes, *_remarks([header])),
+            modality=self.modality or None,
+            read_as=read_as,
+        )
+
+    def _multi_frame(self, header: Header, suffix: str) -> SourceRef:
+        error = InputRefusedError(
+            f"a multi-frame DICOM object ({header.frames} frames), which this version does not read",
+            remedy="export it as single-frame DICOM, or convert it to NIfTI with other software (for example dcm2niix)",
+        )
+        ref = self._refused([header], error, suffix if len(self.headers) > 1 else "")
+        return replace(ref, shape=(header.columns, header.rows, header.frames))
+
+    def _refused(
+        self, headers: Sequence[Header], error: InputRefusedError, suffix: str = "", *, picture: bool = False
+    ) -> SourceRef:
+        sizes = Counter((header.columns, header.rows) for header in headers)
+        size = sizes.most_common(1)[0][0]
+        return SourceRef(
+            id=series_id(self.number, self.uid, suffix),
+            kind="dicom",
+            files=tuple(header.path for header in headers),
+            axes="IJ" if picture else "IJK",
+            shape=size if picture else (*size, len(headers)),
+            geometry=None,
+            usable=False,
+            reason=str(error),
+            notes=tuple(self.notes),
+            modality=self.modality or None,
+        )
+
+
+def _same_bytes(a: Header, b: Header) -> bool:
+    return a.size == b.size and a.path.read_bytes() == b.path.read_bytes()
+
+
+def _place(header: Header) -> str:
+    """Says where a slice lies, for messages: its position along the slice normal, else its instance number."""
+    if header.position is not None and header.orientation is not None:
+        try:
+            return f"slice at {float(np.asarray(header.position) @ slice_normal(header)):.2f} mm along the slice normal"
+        except InputRefusedError:
+            pass
+    return "a slice of unknown position" if header.instance is None else f"instance {header.instance}"
+
+
+def _remarks(headers: Sequence[Header]) -> list[str]:
+    """Returns what is unusual about slices that are loaded none the less; ``headers`` are in slice order."""
+    notes = []
+    numbers = [header.instance for header in headers]
+    known = [number for number in numbers if number is not None]
+    if len(known) < len(numbers):
+        notes.append("instance numbers are missing: sorted by position")
+    elif len(headers) > 1 and known not in (sorted(known), sorted(known, reverse=True)):
+        notes.append("instance numbers are not in spatial order: sorted by position")
+    if any(not header.series_uid for header in headers):
+        notes.append("no series UID: grouped by folder and series number")
+    if any(not header.frame_uid and header.position is not None for header in headers):
+        notes.append("no frame of reference")
+    if any(header.has_padding for header in headers):
+        notes.append("padding is declared: set to the lowest real value on reading")
+    if any(header.photometric == "MONOCHROME1" for header in headers) and len(headers) > 1:
+        notes.append("MONOCHROME1: kept as stored, values are measurements")
+    return notes
