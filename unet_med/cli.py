@@ -8,7 +8,6 @@ import errno
 import functools
 import inspect
 import io
-import json
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ import typer
 
 from unet_med import __version__
 from unet_med.errors import ConfigError, MachineError, Terminated, UnetMedError, UsageError
+from unet_med.io.atomic import write_json
 from unet_med.io.source import IntakeOptions
 from unet_med.workflows.outcome import Outcome
 
@@ -105,7 +105,7 @@ def _command(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
             _configure_logging(verbose, debug)
             outcome = function(**values)
             if json_file is not None:
-                _write_json(json_file, outcome.result)
+                write_json(json_file, _plain(outcome.result), json_file.name)
             _say(outcome.lines)
         except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - the one place where all errors end
             return _report(error, debug)
@@ -481,17 +481,6 @@ def _drop_stdout() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-
-
-def _write_json(path: Path, result: dict[str, Any]) -> None:
-    text = json.dumps(_plain(result), indent=1, ensure_ascii=False, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

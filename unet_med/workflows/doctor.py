@@ -1,0 +1,252 @@
+"""``unet-med doctor``: what this machine has, and what a prediction or a training step will cost on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from unet_med import __version__
+from unet_med.bundle import labels_of, load_bundle
+from unet_med.config import PipelineConfig, load_config
+from unet_med.errors import UsageError
+from unet_med.inference.device import choose_device, choose_precision, precision_name
+from unet_med.inference.estimate import WindowCost, estimate_case, measure_window
+from unet_med.io.discover import discover
+from unet_med.networks import build_network
+from unet_med.training.tracking import leftover_file_store
+from unet_med.workflows.outcome import NOTHING_USABLE, Outcome
+from unet_med.workflows.progress import track
+
+_LIBRARIES = (
+    *("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "scikit-image", "tifffile", "imagecodecs"),
+    *("pillow", "mlflow", "pydantic", "typer", "safetensors"),
+)
+_CPU_FLAGS = ("avx2", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_tile", "amx_fp16")
+_GB = 1e9
+_LITTLE_DISK_GB = 5.0
+_DECODERS = {
+    "RLE Lossless": "1.2.840.10008.1.2.5",
+    "JPEG Baseline": "1.2.840.10008.1.2.4.50",
+    "JPEG Lossless": "1.2.840.10008.1.2.4.70",
+    "JPEG-LS": "1.2.840.10008.1.2.4.80",
+    "JPEG 2000": "1.2.840.10008.1.2.4.90",
+    "HTJ2K": "1.2.840.10008.1.2.4.201",
+}
+
+
+def doctor(target: str | None = None, input_: Path | None = None) -> Outcome:
+    """Looks at the machine; with a model or a resolved pipeline, estimates time and memory before a run.
+
+    Args:
+        target: A model (bundle folder, run folder, MLflow address) or a pipeline file.
+        input_: A file or folder whose images will be predicted.
+
+    Raises:
+        ConfigError: for a pipeline that still holds ``auto`` values.
+        UsageError: when ``target`` is neither.
+    """
+    machine, lines = _machine()
+    if target is None:
+        return Outcome({"machine": machine}, lines)
+    config, network, kind = _load(target)
+    device = choose_device("auto")
+    precision = choose_precision(config.training.precision, device)
+    cost = measure_window(network, config, device, precision)
+    window = "x".join(str(n) for n in config.sampling.patch_voxels)
+    estimate: dict[str, Any] = {
+        "device": device.type,
+        "precision": precision_name(precision),
+        "seconds_per_window": round(cost.seconds, 4),
+        "window_peak_mb": round(cost.peak_bytes / 1e6),
+    }
+    lines = [
+        f"{kind} on {device.type} in {estimate['precision']}, {torch.get_num_threads()} threads",
+        f"one window of {window}: {cost.seconds:.3f} s, {cost.peak_bytes / 1e6:.0f} MB (one window timed just now)",
+    ]
+    if kind == "pipeline":
+        estimate["training"], more = _training(network, config, device, precision)
+        lines += more
+    outcome = Outcome({"machine": machine, "estimate": estimate}, lines)
+    return outcome if input_ is None else _with_images(outcome, input_, config, cost)
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+
+def _machine() -> tuple[dict[str, Any], list[str]]:
+    memory = psutil.virtual_memory()
+    disk = shutil.disk_usage(Path.cwd())
+    flags = _cpu_flags()
+    libraries = {name: _version(name) for name in _LIBRARIES}
+    decoders = {name: _can_decode(uid) for name, uid in _DECODERS.items()}
+    machine: dict[str, Any] = {
+        "unet_med": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "cpu_flags": flags,
+        "memory_gb": round(memory.total / _GB, 1),
+        "memory_available_gb": round(memory.available / _GB, 1),
+        "disk_free_gb": round(disk.free / _GB, 1),
+        "devices": _devices(),
+        "libraries": libraries,
+        "dicom_decoders": decoders,
+        "warnings": _warnings(libraries, disk.free, memory.available),
+    }
+    precision = precision_name(choose_precision("auto", torch.device("cpu")))
+    missing = [name for name, present in decoders.items() if not present]
+    lines = [
+        f"unet-med {__version__}, Python {machine['python']} on {machine['system']}",
+        f"processor   {machine['cores']} cores, {machine['threads']} threads, computes in {precision}"
+        + (f" ({' '.join(flags)})" if flags else ""),
+        f"memory      {machine['memory_available_gb']} of {machine['memory_gb']} GB available",
+        f"disk        {machine['disk_free_gb']} GB free here",
+        f"devices     {', '.join(machine['devices'])}",
+        "libraries   " + ", ".join(f"{name} {version}" for name, version in libraries.items() if version),
+        f"DICOM       decodes {', '.join(name for name, present in decoders.items() if present) or 'nothing'}"
+        + (f"; for {', '.join(missing)}: pip install 'unet-med[dicom]'" if missing else ""),
+        *(f"warning: {warning}" for warning in machine["warnings"]),
+    ]
+    return machine, lines
+
+
+def _warnings(libraries: dict[str, str | None], disk_free: float, memory_free: float) -> list[str]:
+    found = [f"{name} is not installed: install unet-med again" for name, version in libraries.items() if not version]
+    if leftover_file_store(Path.cwd()):
+        found.append(
+            "mlruns here is an old MLflow file store, which `mlflow ui` would open instead of mlflow.db: move it away, "
+            "or run `mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
+        )
+    if disk_free < _LITTLE_DISK_GB * _GB:
+        found.append("little disk space is left: free some before training")
+    if memory_free < 2 * _GB:
+        found.append("little memory is left: close other programs, or use --memory-gb")
+    return found
+
+
+def _cpu_flags() -> list[str]:
+    """Returns the vector and matrix extensions that matter for speed; empty where the system does not tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    known = {name for name, present in capabilities().items() if present is True} if capabilities is not None else set()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        known |= set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
+    return [flag for flag in _CPU_FLAGS if flag in known]
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def _devices() -> list[str]:
+    found = ["cpu"]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(f"cuda:{index} ({properties.name}, {properties.total_memory / _GB:.0f} GB)")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _can_decode(uid: str) -> bool:
+    from pydicom.pixels.decoders.base import get_decoder
+
+    return get_decoder(uid).is_available
+
+
+# ---- a model on this machine -----------------------------------------------------------------------------------------
+
+
+def _load(target: str) -> tuple[PipelineConfig, torch.nn.Module, str]:
+    path = Path(target)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        config = load_config(path)
+        if config.unresolved():
+            raise UsageError(
+                f"the pipeline leaves {len(config.unresolved())} values to the data",
+                path.name,
+                "resolve it with `unet-med plan`, or give the pipeline.yaml of a run",
+            )
+        dims = 2 if config.dims == 2 else 3
+        return config, build_network(config.network, dims, len(config.channels), labels_of(config).outputs), "pipeline"
+    bundle = load_bundle(target)
+    return bundle.config, bundle.network(), "model"
+
+
+def _training(
+    network: torch.nn.Module, config: PipelineConfig, device: torch.device, precision: torch.dtype
+) -> tuple[dict[str, Any], list[str]]:
+    batch = config.sampling.batch_size if config.sampling.batch_size != "auto" else 1
+    cost = measure_window(network, config, device, precision, batch=batch, training=True)
+    training = config.training
+    steps = training.epochs * (training.steps_per_epoch if training.steps_per_epoch != "auto" else 1)
+    result: dict[str, Any] = {
+        "seconds_per_step": round(cost.seconds, 4),
+        "step_peak_mb": round(cost.peak_bytes / 1e6),
+        "steps": None if training.max_minutes else steps,
+        "minutes": training.max_minutes or round(steps * cost.seconds / 60, 1),
+    }
+    length = (
+        f"{training.max_minutes:g} minutes are about {training.max_minutes * 60 / cost.seconds:.0f} steps"
+        if training.max_minutes
+        else f"{steps} steps are about {steps * cost.seconds / 60:.1f} minutes"
+    )
+    lines = [
+        f"one training step of {batch}: {cost.seconds:.3f} s, {cost.peak_bytes / 1e6:.0f} MB; {length}, without "
+        "augmentation and validation"
+    ]
+    return result, lines
+
+
+def _with_images(outcome: Outcome, input_: Path, config: PipelineConfig, cost: WindowCost) -> Outcome:
+    """Adds what each image of a folder will cost."""
+    found = discover(input_, progress=track)
+    base = psutil.Process().memory_info().rss
+    cases: list[dict[str, Any]] = []
+    for source in found.usable:
+        if source.geometry is None or source.geometry.ndim < (config.dims if config.dims != "auto" else 2):
+            continue
+        one = estimate_case(source.geometry, config, cost, mirror=config.inference.mirror)
+        cases.append(
+            {
+                "id": source.id,
+                "windows": one.windows * source.frames,
+                "seconds": round(one.seconds * source.frames, 2),
+                "peak_memory_mb": round((base + one.peak_bytes) / 1e6),
+            }
+        )
+    if not cases:
+        lines = [*outcome.lines, "no usable image for this model: `unet-med scan` says why"]
+        return Outcome(outcome.result, lines, NOTHING_USABLE)
+    seconds, peak = sum(case["seconds"] for case in cases), max(case["peak_memory_mb"] for case in cases)
+    lines = [
+        *outcome.lines,
+        f"{len(cases)} images, {sum(case['windows'] for case in cases)} windows: about {_duration(seconds)}, at most "
+        f"about {peak / 1e3:.1f} GB of memory. An estimate: reading, resampling and writing come on top.",
+    ]
+    if peak * 1e6 > psutil.virtual_memory().available + base:
+        lines.append("warning: this is more memory than is free now: close other programs, or use --memory-gb")
+    totals = {"images": len(cases), "seconds": round(seconds, 1), "peak_memory_mb": peak}
+    return Outcome({**outcome.result, "cases": cases, "totals": totals}, lines)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
