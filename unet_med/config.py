@@ -303,9 +303,8 @@ def _readable(error: ValidationError) -> tuple[str, ...]:
     """One sentence for each faulty key: union branches that disagree are merged."""
     by_key: dict[str, list[str]] = {}
     for fault in error.errors():
-        location = [str(part) for part in fault["loc"] if isinstance(part, int) or part.isidentifier()]
-        keys = _known_prefix(location)
-        name = ".".join(keys) or "pipeline"
+        keys = _known_prefix([str(part) for part in fault["loc"]])
+        name = ".".join(keys) if keys else "pipeline"
         if fault["type"] == "extra_forbidden":
             message = f"unknown key '{name}'" + _nearest(keys)
         else:

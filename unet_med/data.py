@@ -133,7 +133,7 @@ def _prepare_case(
             objects = preprocessor.prepare_label(stored, prepared) if case.case.instances else label
             weight = border_weight_map(objects, config.loss.border_w0, config.loss.border_sigma_voxels)
         spacing = prepared.geometry.spacing_mm
-        _write_case(folder, prepared.array, label, weight, spacing)
+        write_case(folder, prepared.array, label, weight, spacing)
     meta = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     spacing_mm = None if meta["spacing_mm"] is None else tuple(meta["spacing_mm"])
     return CachedCase(case.id, folder, tuple(meta["shape"]), spacing_mm)
@@ -162,13 +162,25 @@ def read_target(
     return np.asarray(stored, dtype=dtype)
 
 
-def _write_case(
+def write_case(
     folder: Path,
     image: npt.NDArray[np.float32],
     label: npt.NDArray[np.integer[Any]],
     weight: npt.NDArray[np.float32] | None,
     spacing: tuple[float, ...] | None,
 ) -> None:
+    """Writes a prepared case, whole or not at all.
+
+    Args:
+        folder: Where :class:`CachedCase` will find it.
+        image: (C, *s) float32, normalised.
+        label: (*s) integers.
+        weight: (*s) float32 or ``None``.
+        spacing: mm along each axis, or ``None``.
+
+    Raises:
+        MachineError: if the disk is full.
+    """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -228,7 +240,7 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self._config.seed, index))
-        case = self._case(index)
+        case = self.case_of(index)
         label = case.label()
         forced = int((index + 1) * self._share) > int(index * self._share)
         anchor = _draw_anchor(case, rng) if forced else None
@@ -267,7 +279,8 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         item["label"] = item["label"].round().long()
         return item
 
-    def _case(self, index: int) -> CachedCase:
+    def case_of(self, index: int) -> CachedCase:
+        """Returns the case that sample ``index`` is cut from."""
         turn, position = divmod(index, len(self._cases))
         if self._order[0] != turn:
             self._order = turn, np.random.default_rng((self._config.seed, 0, turn)).permutation(len(self._cases))

@@ -7,6 +7,7 @@ hash cannot be turned back by trying known UIDs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -53,15 +54,22 @@ def user_key() -> bytes:
     path = _key_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
+        if not path.exists():
+            _write_key(path)
         return path.read_bytes()
     except OSError:
         return secrets.token_bytes(32)
-    key = secrets.token_bytes(32)
+
+
+def _write_key(path: Path) -> None:
+    """Makes the key under a name of its own, then links it into place: the first of several processes wins."""
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(key)
-    return key
+        file.write(secrets.token_bytes(32))
+    with contextlib.suppress(FileExistsError):
+        path.hardlink_to(own)
+    own.unlink()
 
 
 def keyed_hash(text: str, length: int = 8) -> str:

@@ -40,7 +40,7 @@ class Schedule:
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step (0 for the first): linear warm-up, then polynomial decay."""
-        decay = (1.0 - step / self.total_steps) ** self.power
+        decay = float((1.0 - step / self.total_steps) ** self.power)
         warmup = min(self.warmup_steps, self.total_steps // 10)
         return self.base_rate * decay * min(1.0, (step + 1) / (warmup + 1))
 
