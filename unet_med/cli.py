@@ -144,9 +144,10 @@ def scan(
     channel: ChannelOption = [],  # noqa: B006
 ) -> Outcome:
     """List the images and series of a folder, and why one is refused."""
+    intake = _intake(series, axes, pixel_size, channel)
     from unet_med.workflows.scan import scan as workflow
 
-    return workflow(folder, _intake(series, axes, pixel_size, channel))
+    return workflow(folder, intake)
 
 
 @_command
@@ -160,9 +161,10 @@ def convert(
     overwrite: OverwriteOption = False,
 ) -> Outcome:
     """Write each usable source as NIfTI, pictures as TIFF."""
+    intake = _intake(series, axes, pixel_size, channel)
     from unet_med.workflows.convert import convert as workflow
 
-    return workflow(folder, out, _intake(series, axes, pixel_size, channel), overwrite)
+    return workflow(folder, out, intake, overwrite)
 
 
 @_command
@@ -194,6 +196,7 @@ def manifest(
     channel: ChannelOption = [],  # noqa: B006
 ) -> Outcome:
     """Pair images with labels, hash them, store folds."""
+    intake = _intake(series, axes, pixel_size, channel)
     from unet_med.workflows.manifest import make_manifest
 
     return make_manifest(
@@ -206,7 +209,7 @@ def manifest(
         task=task,
         label_values=label_values,
         label_names=label_names,
-        intake=_intake(series, axes, pixel_size, channel),
+        intake=intake,
     )
 
 
@@ -293,10 +296,10 @@ def evaluate(
     overwrite: OverwriteOption = False,
 ) -> Outcome:
     """Predict held-out cases of a manifest and score them."""
-    from unet_med.workflows.evaluate import evaluate as workflow
-
     if fold is not None and split is not None:
         raise UsageError("--fold and --split exclude each other", "evaluate", "give one of them")
+    from unet_med.workflows.evaluate import evaluate as workflow
+
     return workflow(
         model,
         data,
@@ -331,6 +334,7 @@ def predict(
     overwrite: OverwriteOption = False,
 ) -> Outcome:
     """Segment every image of a folder, each on its own grid."""
+    intake = _intake(series, axes, pixel_size, channel)
     from unet_med.workflows.predict import predict as workflow
 
     return workflow(
@@ -343,7 +347,7 @@ def predict(
         device=device,
         memory_gb=memory_gb,
         part=part,
-        intake=_intake(series, axes, pixel_size, channel),
+        intake=intake,
         overwrite=overwrite,
     )
 
@@ -378,6 +382,7 @@ def run(
     overwrite: OverwriteOption = False,
 ) -> Outcome:
     """Go the whole way on a folder, from scan to masks."""
+    intake = _intake(series, axes, pixel_size, channel)
     from unet_med.workflows.run import run as workflow
 
     return workflow(
@@ -387,7 +392,7 @@ def run(
         max_minutes=max_minutes,
         device=device,
         overrides=set_,
-        intake=_intake(series, axes, pixel_size, channel),
+        intake=intake,
         overwrite=overwrite,
     )
 
