@@ -152,7 +152,7 @@ class Predictor:
             choose_precision(config.training.precision, self.device),
             context_voxels(config.network, bundle.dims),
             mirror_axes,
-            _Tiles(tuple(window), batch),
+            _Tiles(admissible_patch(config.network, bundle.dims, window), batch),
         )
         return replace(model, tiles=self._within_budget(model))
 

@@ -104,7 +104,10 @@ class Journal:
         Raises:
             MachineError: when the disk is full; nothing of the case is recorded then.
         """
+        earlier = self.record(claim.case_id) or {}
         with disk_errors(claim.case_id):
+            for name in set(earlier.get("outputs", [])) - set(record["outputs"]):
+                (self.out / name).unlink(missing_ok=True)
             for path in outputs:
                 target = self.out / path.relative_to(claim.staging)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +232,7 @@ def open_job(out: Path, job: Mapping[str, Any], overwrite: bool) -> Journal:
         out.mkdir(parents=True, exist_ok=True)
         content = {"tool": "unet-med", "digest": digest, "job": dict(job)}
         journal = _read(out / JOURNAL)
-        if overwrite and journal is not None:
+        if overwrite and journal is not None and journal.get("tool") == "unet-med":
             _clear(out)
             journal = None
         if journal is None:

@@ -1,0 +1,157 @@
+"""The process that predicts: it may die on one case without taking the others with it.
+
+It is started as a fresh interpreter and spoken to through two pipes, its standard input and output; everything that
+libraries print goes to standard error. It ends by itself when its parent is gone. Both ends are this package, so the
+messages are pickles; no file is ever read that way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import queue
+import signal
+import struct
+import sys
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from unet_med.inference.predictor import Predictor
+    from unet_med.io.cases import Case
+    from unet_med.manifest import ManifestCase
+
+_HEADER = struct.Struct(">Q")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker loads when it starts.
+
+    Attributes:
+        models: Bundle folders.
+        device: As given to ``--device``.
+        mirror: Whether to average over flips; ``None``: as the pipeline says.
+        memory_gb: Budget of a forward pass.
+        log_level: Level of the parent's log.
+        threads: Threads of torch; ``None`` for its own choice.
+    """
+
+    models: tuple[Path, ...]
+    device: str = "auto"
+    mirror: bool | None = None
+    memory_gb: float | None = None
+    log_level: int = logging.WARNING
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class CaseJob:
+    """What is asked of one case.
+
+    Attributes:
+        case: Its files.
+        name: Stem of its outputs.
+        folder: Where they go; the mask lies in ``folder / masks``.
+        provenance: Goes into the mask's sidecar.
+        masks: Folder of the masks below ``folder``; empty for ``folder`` itself.
+        preview: Whether to draw one, to ``folder / previews``.
+        truth: The case of a manifest to score against; ``None`` for no scores.
+    """
+
+    case: Case
+    name: str
+    folder: Path
+    provenance: Mapping[str, Any]
+    masks: str = ""
+    preview: bool = True
+    truth: ManifestCase | None = None
+
+
+def send(pipe: BinaryIO, message: object) -> None:
+    """Writes one message."""
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    pipe.write(_HEADER.pack(len(data)))
+    pipe.write(data)
+    pipe.flush()
+
+
+def receive(pipe: BinaryIO) -> Any:
+    """Reads one message.
+
+    Raises:
+        EOFError: when the other end is closed.
+    """
+    header = pipe.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        raise EOFError
+    (size,) = _HEADER.unpack(header)
+    data = pipe.read(size)
+    if len(data) < size:
+        raise EOFError
+    return pickle.loads(data)
+
+
+def main() -> None:
+    """Runs the worker: reads a :class:`Setup`, then jobs, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, jobs), daemon=True).start()
+    predictor = _start(jobs.get(), answers)
+    while predictor is not None:
+        send(answers, _answer(predictor, jobs.get()))
+
+
+def _listen(pipe: BinaryIO, jobs: queue.SimpleQueue[Any]) -> None:
+    """Passes messages on, and ends the process, in the middle of a case if need be, when the parent is gone."""
+    try:
+        while True:
+            jobs.put(receive(pipe))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _start(setup: Setup, answers: BinaryIO) -> Predictor | None:
+    from unet_med.errors import UnetMedError
+
+    if setup.log_level > logging.DEBUG:
+        warnings.simplefilter("ignore")
+    logging.basicConfig(level=setup.log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        import torch
+
+        from unet_med.bundle import load_bundle
+        from unet_med.inference import casework  # noqa: F401 - imported before the first case is timed
+        from unet_med.inference.predictor import Predictor
+
+        if setup.threads is not None:
+            torch.set_num_threads(setup.threads)
+        bundles = [load_bundle(folder) for folder in setup.models]
+        predictor = Predictor(bundles, setup.device, setup.mirror, setup.memory_gb)
+    except UnetMedError as error:
+        send(answers, ("refused", error))
+        return None
+    send(answers, ("ready", {"device": predictor.device.type, "precisions": predictor.precisions}))
+    return predictor
+
+
+def _answer(predictor: Predictor, job: CaseJob) -> tuple[str, Any]:
+    from unet_med.errors import UnetMedError
+    from unet_med.inference.casework import do_case
+
+    try:
+        return "done", do_case(predictor, job)
+    except UnetMedError as error:
+        return "refused", error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""``unet-med evaluate``: scores a model on cases that it has not seen."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unet_med.bundle import BundleInfo, load_bundle, read_bundle_info
+from unet_med.errors import InputRefusedError, ModelError, NothingUsableError, UsageError
+from unet_med.inference.process import Worker
+from unet_med.inference.worker import Setup
+from unet_med.io.atomic import write_json
+from unet_med.manifest import Manifest, ManifestCase, load_manifest, verify
+from unet_med.metrics import summarise
+from unet_med.workflows.casefolder import CaseFolder, refused_entry, starved, write_table
+from unet_med.workflows.journal import open_job
+from unet_med.workflows.outcome import DONE, MACHINE, SOME_REFUSED, Outcome
+from unet_med.workflows.progress import track
+
+METRICS = "metrics.json"
+TABLE = "cases.csv"
+MASKS = "masks"
+_COLUMNS = (
+    *("id", "label", "dice", "iou", "hd95_mm", "hd95_px", "nsd", "volume_error_ml"),
+    *("mask_voxels", "label_voxels", "seconds"),
+)
+_SHOWN = 20
+
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+def evaluate(
+    model: str,
+    data: Path,
+    fold: int | None = None,
+    split: str | None = None,
+    out: Path = Path("evaluation"),
+    allow_training_cases: bool = False,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Outcome:
+    """Predicts the held-out cases of a manifest and scores them on their own grids.
+
+    Args:
+        model: Bundle folder, run folder, or an MLflow address.
+        data: Manifest.
+        fold: Which fold; left out: the one that the model held out.
+        split: ``test``: the test cases instead of a fold.
+        out: Receives ``metrics.json``, ``cases.csv``, ``masks/``, ``previews/`` and ``report.json``.
+        allow_training_cases: Score cases that the model was trained on, too; such scores say little.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        overwrite: Replace what an earlier job left in ``out``.
+
+    Raises:
+        UsageError: when the model was trained on a case that is to be scored, when there is no such fold, or when
+            ``out`` belongs to another job.
+        ModelError: when model and manifest have different labels.
+        NothingUsableError: when no case can be scored.
+    """
+    started = time.monotonic()
+    info = read_bundle_info(model)
+    manifest = load_manifest(data)
+    _check_labels(info, manifest)
+    chosen, what = _choose(info, manifest, fold, split)
+    cases = [case for case in chosen if case.case.label is not None]
+    if not cases:
+        raise NothingUsableError(f"{what} has no labelled case", "M.json", "choose another --fold, or label some cases")
+    seen = _seen(info, cases)
+    if seen and not allow_training_cases:
+        raise UsageError(
+            f"the model was trained on {len(seen)} of the {len(cases)} cases of {what}",
+            seen[0].id,
+            "choose the fold that it held out, or --allow-training-cases to score them all the same",
+        )
+    usable, refused = _verified(cases)
+    if not usable:
+        first = refused[0]
+        raise NothingUsableError(f"none of the {len(cases)} cases can be used: {first['reason']}", str(first["id"]))
+    worker = Worker(Setup((info.folder,), device))
+    worker.start()
+    try:
+        job = {
+            "command": "evaluate",
+            "model_sha256": [info.sha256],
+            "cases": _digest(cases),
+            "training_cases_allowed": allow_training_cases,
+        }
+        worker.wait_ready()
+        folder = CaseFolder(open_job(out, job, overwrite), [info], {}, masks=MASKS, refused=refused)
+        truths = {case.case.id: case for case in usable}
+        work = folder.work([case.case for case in usable], worker, truths)
+        records = list(track(work, "evaluating", total=len(usable)))
+    finally:
+        worker.stop()
+    folder.write_report()
+    facts = {
+        "evaluated": what,
+        "model_sha256": info.sha256,
+        "trained_on": len(seen),
+        "wall_seconds": round(time.monotonic() - started, 3),
+    }
+    return _finish(out, records, refused, facts)
+
+
+def score_cases(
+    models: Sequence[Path],
+    cases: Sequence[ManifestCase],
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Predicts and scores cases in this process; nothing is written.
+
+    Args:
+        models: Bundle folders; logits are averaged.
+        cases: Labelled cases of a manifest.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        progress: Wraps the cases to show how far it is.
+
+    Returns:
+        The content of ``metrics.json``; cases that are refused are listed in ``refused``.
+    """
+    from unet_med.inference.casework import score_case
+    from unet_med.inference.predictor import Predictor
+
+    predictor = Predictor([load_bundle(folder) for folder in models], device)
+    scored: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
+    for case in progress(cases, "scoring") if progress else cases:
+        try:
+            labels, _ = score_case(predictor, case)
+        except (InputRefusedError, ModelError) as error:
+            refused.append({"id": case.id, "reason": error.what})
+            continue
+        scored.append({"id": case.id, "labels": labels})
+    return summarise(scored) | {"refused": refused}
+
+
+def _finish(
+    out: Path, records: Sequence[Mapping[str, Any]], refused: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
+) -> Outcome:
+    done = [record for record in records if record["status"] == "done"]
+    troubled = [*refused, *(record for record in records if record["status"] != "done")]
+    scored = [{"id": r["id"], "labels": r["labels"], "seconds": r["seconds"]} for r in done]
+    metrics = summarise(scored) | dict(facts)
+    metrics["refused"] = [{"id": r["id"], "status": r["status"], "reason": r["reason"]} for r in troubled]
+    write_json(out / METRICS, metrics, METRICS)
+    rows = [
+        {"id": record["id"], "label": name, "seconds": record["seconds"], **scores}
+        for record in done
+        for name, scores in record["labels"].items()
+    ]
+    write_table(out / TABLE, _COLUMNS, rows)
+    if not done:
+        first = troubled[0]
+        raise NothingUsableError(f"no case could be scored: {first['reason']}", str(first["id"]))
+    error = starved(records)
+    lines = _lines(metrics, troubled, out) + ([f"error: {error}"] if error else [])
+    return Outcome(metrics, lines, MACHINE if error else SOME_REFUSED if troubled else DONE)
+
+
+def _lines(metrics: Mapping[str, Any], troubled: Sequence[Mapping[str, Any]], out: Path) -> list[str]:
+    lines = [f"{metrics['evaluated']}: {metrics['n_cases']} cases in {metrics['wall_seconds']:.1f} s"]
+    if metrics["trained_on"]:
+        lines.append(f"WARNING: the model was trained on {metrics['trained_on']} of these cases")
+    lines.append(f"{'':>16} {'Dice':>7} {'IoU':>7} {'HD95 mm':>8} {'NSD':>7} {'empty':>6}")
+    rows = {**metrics["per_label"], "mean": metrics["mean"]}
+    for name, row in rows.items():
+        numbers = [_number(row.get(key)) for key in ("dice", "iou", "hd95_mm", "nsd")]
+        lines.append(
+            f"{name:>16} {numbers[0]:>7} {numbers[1]:>7} {numbers[2]:>8} {numbers[3]:>7} {row.get('n_empty', ''):>6}"
+        )
+    lines += [f"{entry['status']}: {entry['id']}: {entry['reason']}" for entry in troubled[:_SHOWN]]
+    lines.append(f"{METRICS}, {TABLE}, {MASKS}/ and previews/: {out}")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _choose(
+    info: BundleInfo, manifest: Manifest, fold: int | None, split: str | None
+) -> tuple[tuple[ManifestCase, ...], str]:
+    if split is not None:
+        if split != "test":
+            raise UsageError(f"there is no split {split!r}", "--split", "use test, or --fold N")
+        return manifest.test, "the test split"
+    folds = sorted({case.fold for case in manifest.training if case.fold is not None})
+    number = _own_fold(info) if fold is None else fold
+    if number is None:
+        raise UsageError(
+            "the model held out no fold", "--fold", "give --fold N of a manifest it was not trained on, or --split test"
+        )
+    if number not in folds:
+        raise UsageError(f"the manifest has no fold {number}", "--fold", f"use one of {folds}, or --split test")
+    return tuple(case for case in manifest.training if case.fold == number), f"fold {number}"
+
+
+def _own_fold(info: BundleInfo) -> int | None:
+    """The fold that the model held out, as training noted it (a number, or a name that ends with it)."""
+    fold = (info.meta.get("training") or {}).get("fold")
+    found = re.search(r"(\d+)$", str(fold))
+    return int(found[1]) if found else None
+
+
+def _seen(info: BundleInfo, cases: Sequence[ManifestCase]) -> list[ManifestCase]:
+    trained = set((info.meta.get("training") or {}).get("case_sha256") or ())
+    return [case for case in cases if trained and case.sha256["image"] in trained]
+
+
+def _check_labels(info: BundleInfo, manifest: Manifest) -> None:
+    ours = {label.name: label.index for label in info.labels.labels}
+    theirs = {name: index for name, index in manifest.labels.items() if index != 0}
+    if ours != theirs:
+        raise ModelError(
+            f"the model labels {ours}, the manifest {theirs}", "labels", "evaluate on a manifest with the same labels"
+        )
+
+
+def _verified(cases: Sequence[ManifestCase]) -> tuple[list[ManifestCase], list[dict[str, Any]]]:
+    usable: list[ManifestCase] = []
+    refused: list[dict[str, Any]] = []
+    for case in cases:
+        try:
+            verify(case)
+        except InputRefusedError as error:
+            refused.append(refused_entry(case.id, f"{error.what}: {error.remedy}"))
+        else:
+            usable.append(case)
+    return usable, refused
+
+
+def _digest(cases: Sequence[ManifestCase]) -> str:
+    text = "\n".join(sorted(f"{case.id} {case.sha256['image']} {case.sha256['label']}" for case in cases))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,127 @@
+"""``unet-med info``: what a model is, what it was made from, and what it is not good for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unet_med.bundle import BundleInfo, read_bundle_info
+from unet_med.workflows.outcome import Outcome
+
+_PLAN = (
+    *("preprocess.spacing_mm", "preprocess.normalisation", "preprocess.crop_to_nonzero"),
+    *("network.style", "network.features", "network.strides", "network.kernels"),
+    *("sampling.patch_voxels", "sampling.batch_size", "augment.mirror_axes"),
+    *("loss.kind", "loss.class_weights", "training.optimizer", "training.learning_rate"),
+)
+
+
+def info(model: str) -> Outcome:
+    """Describes a model.
+
+    Args:
+        model: Bundle folder, run folder, or an MLflow address.
+
+    Raises:
+        ModelError: when it is damaged or of a newer version.
+    """
+    bundle = read_bundle_info(model)
+    limits = _limits(bundle)
+    training = {k: v for k, v in _section(bundle, "training").items() if k != "case_sha256"}
+    result = {
+        "name": bundle.config.name,
+        "sha256": bundle.sha256,
+        "dims": bundle.config.dims,
+        "labels": {"background": 0} | {label.name: label.index for label in bundle.labels.labels},
+        "regions": {name: list(members) for name, members in bundle.labels.regions},
+        "channels": list(bundle.channels),
+        "tool_version": bundle.meta.get("tool_version"),
+        "torch_version": bundle.meta.get("torch_version"),
+        "created": bundle.meta.get("created"),
+        "training": training,
+        "fingerprint": _section(bundle, "fingerprint"),
+        "plan": bundle.config.model_dump(mode="json"),
+        "reasons": _section(bundle, "reasons"),
+        "results": _section(bundle, "results"),
+        "limits": limits,
+    }
+    return Outcome(result, _lines(bundle, result))
+
+
+def _lines(bundle: BundleInfo, result: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"model     {result['name']}, {result['dims']}-D U-Net, sha256 {bundle.sha256[:16]}",
+        f"made      {result['created'] or 'unknown'} by unet-med {result['tool_version'] or '?'}, "
+        f"torch {result['torch_version'] or '?'}",
+        f"labels    {', '.join(f'{index} {name}' for name, index in result['labels'].items())}",
+        f"channels  {', '.join(result['channels'])}",
+    ]
+    if result["regions"]:
+        lines.append(f"regions   {', '.join(f'{name} = {members}' for name, members in result['regions'].items())}")
+    lines += ["", "training data"] + [f"  {_words(key)}: {_short(value)}" for key, value in result["training"].items()]
+    lines += ["", "plan", *_plan_lines(result)]
+    lines += ["", "results"] + (_result_lines(result["results"]) or ["  none recorded"])
+    lines += ["", "limits"] + [f"  {text}" for text in result["limits"]]
+    return lines
+
+
+def _plan_lines(result: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for key in _PLAN:
+        value: Any = result["plan"]
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        reason = result["reasons"].get(key)
+        lines.append(f"  {key}: {_short(value)}" + (f"  ({reason})" if reason else ""))
+    return lines
+
+
+def _result_lines(results: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines: list[str] = []
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            lines += _result_lines(value, f"{prefix}{_words(key)} ")
+        elif not isinstance(value, list):
+            lines.append(f"  {prefix}{_words(key)}: {_short(value)}")
+    return lines
+
+
+def _limits(bundle: BundleInfo) -> list[str]:
+    training = _section(bundle, "training")
+    limits = ["Research use only: not a medical device, not for diagnosis or treatment"]
+    count = training.get("n_cases")
+    if isinstance(count, int):
+        limits.append(
+            f"it has seen {count} cases{' only' if count < 50 else ''}; other scanners and patients may differ"
+        )
+    modality = training.get("modality")
+    if modality:
+        limits.append(f"made for {modality} images")
+    spacing = _section(bundle, "fingerprint").get("spacing_mm") or _section(bundle, "fingerprint").get(
+        "median_spacing_mm"
+    )
+    if spacing:
+        limits.append(f"spacing in training (median): {_short(spacing)} mm")
+    if not bundle.meta.get("results"):
+        limits.append("no score on held-out cases is recorded")
+    return limits
+
+
+def _section(bundle: BundleInfo, name: str) -> dict[str, Any]:
+    section = bundle.meta.get(name)
+    return dict(section) if isinstance(section, Mapping) else {}
+
+
+def _words(key: object) -> str:
+    return str(key).replace("_", " ")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_short(entry)}" for key, entry in value.items() if entry is not None)
+    if isinstance(value, list | tuple):
+        nested = any(isinstance(entry, list | tuple | Mapping) for entry in value)
+        return ("; " if nested else " x " if all(isinstance(e, int) for e in value) else ", ").join(map(_short, value))
+    return "-" if value is None else str(value)

@@ -1,0 +1,202 @@
+"""``unet-med predict``: a model and a folder in, masks out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unet_med.bundle import BundleInfo, read_bundle_info
+from unet_med.errors import NothingUsableError, UsageError
+from unet_med.inference.process import Worker
+from unet_med.inference.worker import Setup
+from unet_med.io.cases import Case, group_cases
+from unet_med.io.discover import discover
+from unet_med.io.source import IntakeOptions, SourceRef
+from unet_med.workflows.casefolder import REPORT, CaseFolder, refused_entry, starved
+from unet_med.workflows.journal import folder_key, open_job
+from unet_med.workflows.outcome import DONE, MACHINE, NOTHING_USABLE, SOME_REFUSED, Outcome
+from unet_med.workflows.progress import track
+
+FORMATS = ("nifti",)
+_SHOWN = 20
+
+
+def predict(
+    model: str,
+    input: Path,
+    out: Path,
+    also: Sequence[str] = (),
+    formats: Sequence[str] = (),
+    tta: bool = False,
+    device: str = "auto",
+    memory_gb: float | None = None,
+    part: str | None = None,
+    intake: IntakeOptions = IntakeOptions(),  # noqa: B008
+    overwrite: bool = False,
+) -> Outcome:
+    """Segments every image of a folder, each on its own grid.
+
+    Args:
+        model: Bundle folder, run folder, or an MLflow address.
+        input: Folder or file; only read.
+        out: Receives ``<id>.nii.gz`` (pictures and uncalibrated images: ``<id>.tif``), ``<id>.json``,
+            ``previews/<id>.png``, ``report.json`` and ``volumes.csv``.
+        also: More models; logits are averaged.
+        formats: ``nifti`` or nothing; where an image has no place in space it is a TIFF.
+        tta: Average over mirrored copies.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        memory_gb: Memory that a forward pass may use.
+        part: ``I/N``: only the I-th of N shares of the cases.
+        intake: How images are read.
+        overwrite: Replace what an earlier job left in ``out``.
+
+    Raises:
+        UsageError: for an ``out`` that is the input or lies in it, or belongs to another job.
+        ModelError: when a model cannot be loaded.
+        NothingUsableError: when no image can be used.
+        MachineError: when the disk is full.
+    """
+    _check_formats(formats)
+    share = _share(part)
+    _check_places(input, out)
+    models = [read_bundle_info(name) for name in (model, *also)]
+    worker = Worker(_setup(models, tta, device, memory_gb))
+    worker.start()
+    try:
+        discovery = discover(input, intake, track)
+        cases = group_cases(discovery.usable)
+        refused = [source for source in discovery.sources if not source.usable]
+        if not cases:
+            raise _nothing_usable(refused, sum(entry.count for entry in discovery.skipped))
+        options = {"tta": tta, "formats": sorted(set(formats)), "intake": asdict(intake)}
+        job = _job(models, options) | {"input": folder_key(input)}
+        worker.wait_ready()
+        folder = CaseFolder(
+            open_job(out, job, overwrite),
+            models,
+            options,
+            refused=[refused_entry(source.id, source.reason) for source in refused],
+            skipped=[asdict(entry) for entry in discovery.skipped],
+        )
+        folder.journal.write_file_table({source.id: source.files for source in discovery.sources})
+        return _run(folder, _mine(cases, share), worker)
+    finally:
+        worker.stop()
+
+
+def predict_cases(
+    models: Sequence[str],
+    cases: Sequence[Case],
+    out: Path,
+    tta: bool = False,
+    device: str = "auto",
+    memory_gb: float | None = None,
+    overwrite: bool = False,
+) -> Outcome:
+    """Segments cases that are known already, for example the unlabelled ones of a manifest; else as :func:`predict`."""
+    if not cases:
+        raise NothingUsableError("no case was given", remedy="give at least one image")
+    infos = [read_bundle_info(name) for name in models]
+    worker = Worker(_setup(infos, tta, device, memory_gb))
+    worker.start()
+    try:
+        names = hashlib.sha256("\n".join(sorted(case.id for case in cases)).encode()).hexdigest()[:16]
+        options = {"tta": tta}
+        worker.wait_ready()
+        journal = open_job(out, _job(infos, options) | {"input": names}, overwrite)
+        return _run(CaseFolder(journal, infos, options), cases, worker)
+    finally:
+        worker.stop()
+
+
+def _run(folder: CaseFolder, cases: Sequence[Case], worker: Worker) -> Outcome:
+    before = {name for name, record in folder.journal.records().items() if record["status"] == "done"}
+    records = list(track(folder.work(cases, worker), "predicting", total=len(cases)))
+    report = folder.write_report()
+    mine = {case.id for case in cases}
+    entries = [entry for entry in report["cases"] if entry["id"] in mine] + [dict(e) for e in folder.refused]
+    states = [entry["status"] for entry in entries]
+    error = starved(records)
+    if error is not None:
+        code = MACHINE
+    elif "done" not in states and "failed" not in states:
+        code = NOTHING_USABLE
+    else:
+        code = DONE if all(state == "done" for state in states) else SOME_REFUSED
+    lines = _lines(folder, entries, records, sum(1 for record in records if record["id"] in before))
+    return Outcome(report, [*lines, *([f"error: {error}"] if error else [])], code)
+
+
+def _lines(
+    folder: CaseFolder, entries: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], before: int
+) -> list[str]:
+    states = [entry["status"] for entry in entries]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "refused", "failed"))
+    lines = [counts + (f" ({before} finished before)" if before else "")]
+    troubled = [entry for entry in entries if entry["status"] != "done"]
+    lines += [f"{entry['status']}: {entry['id']}: {entry['reason']}" for entry in troubled[:_SHOWN]]
+    if len(troubled) > _SHOWN:
+        lines.append(f"... and {len(troubled) - _SHOWN} more in {REPORT}")
+    notes = dict.fromkeys(f"{entry['id']}: {note}" for entry in entries for note in entry.get("notes") or ())
+    lines += [f"note: {note}" for note in list(notes)[:_SHOWN]]
+    computed = sorted({f"{r['device']} in {r['precision']}" for r in records if r.get("device")})
+    if computed:
+        lines.append(f"computed on {' and '.join(computed)}")
+    lines.append(f"masks, previews, {REPORT} and volumes.csv: {folder.journal.out}")
+    lines.append("Research use only")
+    return lines
+
+
+def _setup(models: Sequence[BundleInfo], tta: bool, device: str, memory_gb: float | None) -> Setup:
+    level = logging.getLogger().getEffectiveLevel()
+    return Setup(tuple(info.folder for info in models), device, tta or None, memory_gb, level)
+
+
+def _job(models: Sequence[BundleInfo], options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"command": "predict", "model_sha256": [info.sha256 for info in models], "options": dict(options)}
+
+
+def _check_formats(formats: Sequence[str]) -> None:
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise UsageError(f"unknown format {unknown[0]!r}", "--format", f"use one of: {', '.join(FORMATS)}")
+
+
+def _check_places(source: Path, out: Path) -> None:
+    if not source.exists():
+        raise UsageError("the input does not exist", "INPUT", "give a folder or a file")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UsageError(
+            "the output folder is the input folder or lies in it", "OUT", "give an output folder outside of the input"
+        )
+
+
+def _share(part: str | None) -> tuple[int, int]:
+    """Returns the index from 0 and the number of shares of ``I/N``."""
+    if part is None:
+        return 0, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", part.strip())
+    number, shares = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= shares:
+        raise UsageError(f"--part {part!r} is no share", "--part", "write I/N with I from 1 to N, for example 2/8")
+    return number - 1, shares
+
+
+def _mine(cases: Sequence[Case], share: tuple[int, int]) -> list[Case]:
+    ordered = sorted(cases, key=lambda case: case.id)
+    return ordered[share[0] :: share[1]]
+
+
+def _nothing_usable(refused: Sequence[SourceRef], skipped: int) -> NothingUsableError:
+    if refused:
+        first = refused[0]
+        number = "the image" if len(refused) == 1 else f"none of the {len(refused)} images"
+        verb = "cannot be used" if len(refused) == 1 else "can be used, the first"
+        return NothingUsableError(f"{number} {verb}: {first.reason}", first.id, "see `unet-med scan INPUT`")
+    also = f"; {skipped} other files were skipped" if skipped else ""
+    return NothingUsableError(f"no image was found{also}", "INPUT", "give a folder that holds images")
