@@ -9,17 +9,24 @@ from unet_med.manifest.build import BuildOptions, BuildReport, build_manifest
 from unet_med.manifest.files import load_manifest, save_manifest
 from unet_med.manifest.folds import assign_folds
 from unet_med.manifest.model import Finding, Manifest, ManifestCase, content_sha256, verify
+from unet_med.manifest.values import LabelScan, distinct_values, refusal, remapped, scan_label, value_findings
 
 __all__ = [
     "BuildOptions",
     "BuildReport",
     "Finding",
+    "LabelScan",
     "Manifest",
     "ManifestCase",
     "assign_folds",
     "build_manifest",
     "content_sha256",
+    "distinct_values",
     "load_manifest",
+    "refusal",
+    "remapped",
     "save_manifest",
+    "scan_label",
+    "value_findings",
     "verify",
 ]

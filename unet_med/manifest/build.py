@@ -111,8 +111,7 @@ def build_manifest(
     scans = [scan_label(draft.case) for draft in follow(labelled, "reading labels")]
     meaning = _meaning(scans, options)
     notes += meaning.notes
-    channel_notes, findings = _channel_findings(drafts)
-    notes += channel_notes
+    notes += _channel_notes(drafts)
     notes += [f"{scan.case}: the label cannot be used" for scan in scans if scan.finding is not None]
     used = {draft.fold for draft in drafts if draft.fold is not None}
     manifest = Manifest(
@@ -125,7 +124,7 @@ def build_manifest(
         test=tuple(_finished(draft, meaning) for draft in drafts if draft.split == "test"),
         folds=1 + max(used) if used else 0,
         label_values=meaning.label_values,
-        findings=(*[scan.finding for scan in scans if scan.finding is not None], *meaning.findings, *findings),
+        findings=(*[scan.finding for scan in scans if scan.finding is not None], *meaning.findings),
     )
     return BuildReport(manifest, tuple(notes), tuple(left))
 
@@ -360,16 +359,14 @@ def _complete(given: Mapping[int, int], scans: Sequence[LabelScan]) -> dict[int,
     return {**{value: value for value in sorted(found | {0})}, **given}
 
 
-def _channel_findings(drafts: Sequence[_Draft]) -> tuple[list[str], list[Finding]]:
+def _channel_notes(drafts: Sequence[_Draft]) -> list[str]:
     usual = _usual_channels(drafts)
     other = [draft for draft in drafts if draft.case.channels != usual]
     if not other:
-        return [], []
-    what = f"{len(other)} of {len(drafts)} cases have another number of channels than {usual}"
-    remedy = "leave them out (--images GLOB, or a table with split = skip), or choose channels with --channel"
-    return [f"{what}, the first is {other[0].case.id}"], [
-        Finding(other[0].case.id, "warning", what, remedy, "channels_differ")
-    ]
+        return []
+    what = f"{len(other)} of {len(drafts)} cases have another number of channels than {usual}, the first is"
+    remedy = "one network cannot learn from both: use --images GLOB, or a table with split = skip (--group-by)"
+    return [f"{what} {other[0].case.id}: {remedy}"]
 
 
 def _usual_channels(drafts: Sequence[_Draft]) -> int:

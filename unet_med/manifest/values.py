@@ -53,8 +53,25 @@ def scan_label(case: Case) -> LabelScan:
         for frame in plain.frames:
             found.update(distinct_values(plain.read_label(frame)))
     except InputRefusedError as error:
-        return LabelScan(case.id, (), Finding(case.id, "error", error.what, error.remedy, "label_refused"))
+        return LabelScan(case.id, (), refusal(case.id, error))
     return LabelScan(case.id, tuple(sorted(found)))
+
+
+_REFUSALS = {
+    "another shape": "label_shape",
+    "lies elsewhere": "label_place",
+    "not whole numbers": "label_floats",
+    "negative values": "label_negative",
+    "colour picture": "label_colour",
+    "no number or infinite": "image_not_finite",
+}
+
+
+def refusal(case_id: str, error: InputRefusedError) -> Finding:
+    """Returns the finding that stands for a refused image or label."""
+    kind = next((kind for words, kind in _REFUSALS.items() if words in error.what), "refused")
+    remedy = f"{FIX} if they are nearly whole; {error.remedy}" if kind == "label_floats" else error.remedy
+    return Finding(case_id, "error", error.what, remedy, kind)
 
 
 def looks_like_objects(scans: Sequence[LabelScan]) -> bool:
