@@ -297,14 +297,14 @@ def _label_values(source: ImageSource, frame: int, where: str) -> LabelArray:
             where,
             "give a label image with one number for each voxel, not colours",
         )
-    values = array[0]
+    values: LabelArray = array[0]
     if values.dtype.kind == "f":
         values = _whole_numbers(values, where)
     if values.size and int(values.min()) < 0:
         raise InputRefusedError(f"the label holds negative values (down to {int(values.min())})", where, "renumber it")
     highest = int(values.max())
     dtype = np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int64
-    return values.astype(dtype, copy=False)
+    return np.asarray(values, dtype=dtype)
 
 
 def _whole_numbers(values: npt.NDArray[Any], where: str) -> LabelArray:
@@ -317,7 +317,7 @@ def _whole_numbers(values: npt.NDArray[Any], where: str) -> LabelArray:
             where,
             "it was probably interpolated or is a probability map: threshold it, or resample it with nearest neighbour",
         )
-    return rounded.astype(np.int64)
+    return np.asarray(rounded, dtype=np.int64)
 
 
 def _on_reference(values: LabelArray, label: SourceRef, image: SourceRef, where: str) -> LabelArray:

@@ -1,0 +1,220 @@
+"""``unet-med convert``: every image of a folder as NIfTI, pictures and uncalibrated images as TIFF.
+
+Names: ``OUT/<id>.nii.gz`` for a volume with a place in space; several channels become ``<id>_0000.nii.gz``,
+``<id>_0001.nii.gz``, ..., several time points ``<id>_t000.nii.gz``, ... (both: ``<id>_t000_0000.nii.gz``). Anything
+else is one ``OUT/<id>.tif`` with all its channels and frames. Beside each lies ``OUT/<id>.json``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unet_med import __version__
+from unet_med.errors import MachineError, NothingUsableError, UnetMedError, UsageError
+from unet_med.identity import case_tag
+from unet_med.inference.peak import peak_mb, reset_peak
+from unet_med.io.atomic import write_json
+from unet_med.io.discover import discover, open_source
+from unet_med.io.sinks import RESEARCH_ONLY, write_image
+from unet_med.io.source import Discovery, IntakeOptions, SourceRef
+from unet_med.workflows.journal import Claim, Journal, folder_key, input_state, open_job
+from unet_med.workflows.outcome import DONE, NOTHING_USABLE, SOME_REFUSED, Outcome
+from unet_med.workflows.progress import track
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.json"
+_RESERVED = ("report", "journal")
+_PUBLIC = ("id", "status", "reason", "outputs", "seconds", "peak_memory_mb", "checks", "notes")
+_POLL_SECONDS = 0.5
+_SHOWN = 20
+
+
+def convert(
+    folder: Path,
+    out: Path,
+    intake: IntakeOptions = IntakeOptions(),  # noqa: B008
+    overwrite: bool = False,
+) -> Outcome:
+    """Writes each usable source of ``folder`` to ``out``, reads it back, and says how each went.
+
+    Args:
+        folder: Folder or file; only read.
+        out: Receives the images, their sidecars and ``report.json``. The same command again goes on where it stopped.
+        intake: How images are read.
+        overwrite: Replace what an earlier job left in ``out``.
+
+    Returns:
+        ``report.json``; exit code 0, 3 when sources were refused or failed, 4 when all were.
+
+    Raises:
+        UsageError: ``out`` is the input or lies in it, or belongs to another job.
+        NothingUsableError: No image can be used.
+        MachineError: The disk is full or memory ran out; what was finished is kept.
+    """
+    _check_places(folder, out)
+    discovery = discover(folder, intake, track)
+    if not discovery.usable:
+        raise _nothing_usable(discovery)
+    journal = open_job(out, {"command": "convert", "input": folder_key(folder), "intake": asdict(intake)}, overwrite)
+    journal.write_file_table({source.id: source.files for source in discovery.sources})
+    before = {name for name, record in journal.records().items() if record["status"] == "done"}
+    try:
+        _work(journal, discovery.usable)
+    finally:
+        report = _write_report(journal, discovery)
+    states = [entry["status"] for entry in report["cases"]]
+    code = DONE if all(state == "done" for state in states) else SOME_REFUSED if "done" in states else NOTHING_USABLE
+    return Outcome(report, _lines(report, out, before), code)
+
+
+def _work(journal: Journal, sources: Sequence[SourceRef]) -> None:
+    """Converts all sources; those that another process works on are waited for."""
+    waiting = list(sources)
+    while waiting:
+        left = [source for source in track(waiting, "converting") if not _attempt(journal, source)]
+        if len(left) == len(waiting):
+            time.sleep(_POLL_SECONDS)
+        waiting = left
+
+
+def _attempt(journal: Journal, source: SourceRef) -> bool:
+    """Converts one source unless it is done; returns whether it now is."""
+    if journal.is_done(source.id, source.files):
+        return True
+    claim = journal.claim(source.id)
+    if claim is None:
+        return False
+    try:
+        if not journal.is_done(source.id, source.files):
+            record = _convert_one(source, claim)
+            journal.finish(claim, record, [claim.staging / name for name in record["outputs"]])
+    finally:
+        journal.release(claim)
+    return True
+
+
+def _convert_one(source: SourceRef, claim: Claim) -> dict[str, Any]:
+    """Returns the record of one source; what is wrong with it alone is in the record."""
+    started = time.perf_counter()
+    reset_peak()
+    record: dict[str, Any] = {"id": source.id, "status": "done", "reason": None, "outputs": [], "checks": {}}
+    notes = list(source.notes)
+    try:
+        record["input"] = input_state(source.files)
+        opened = open_source(source)
+        provenance = _provenance(source, record["input"]["sha256"], notes)
+        files, record["checks"] = write_image(opened, claim.staging / _output_name(source.id), provenance)
+        record["outputs"] = [path.name for path in files]
+        notes = list(getattr(opened, "notes", notes))  # a DICOM series knows its share of padding only now
+    except MachineError:
+        raise
+    except MemoryError as error:
+        raise MachineError(
+            "out of memory", source.id, "use a machine with more memory; finished images are kept"
+        ) from error
+    except UnetMedError as error:
+        record |= {"status": "refused", "reason": f"{error.what}: {error.remedy}" if error.remedy else error.what}
+    except Exception as error:  # one broken image must not stop the others
+        logger.warning("%s could not be converted (%s)", case_tag(source.id), type(error).__name__)
+        record |= {"status": "failed", "reason": f"an unexpected {type(error).__name__}; please report it"}
+    return record | {
+        "seconds": round(time.perf_counter() - started, 3),
+        "peak_memory_mb": peak_mb(),
+        "notes": notes,
+    }
+
+
+def _provenance(source: SourceRef, sha256: str, notes: list[str]) -> dict[str, Any]:
+    return {
+        "tool": "unet-med",
+        "version": __version__,
+        "command": "convert",
+        "input_sha256": sha256,
+        "source": {
+            "id": source.id,
+            "kind": source.kind,
+            "modality": source.modality,
+            "axes": source.axes,
+            "shape": list(source.shape),
+            "read_as": dict(source.read_as),
+        },
+        "notes": notes,
+    }
+
+
+def _output_name(source_id: str) -> str:
+    return f"{source_id}-image" if source_id.lower() in _RESERVED else source_id
+
+
+def _write_report(journal: Journal, discovery: Discovery) -> dict[str, Any]:
+    """Writes and returns ``report.json``: every source that is recorded or that discovery refused."""
+    records = journal.records()
+    cases = [{key: record.get(key) for key in _PUBLIC} for record in records.values()]
+    cases += [
+        dict.fromkeys(_PUBLIC)
+        | {"id": source.id, "status": "refused", "reason": source.reason, "outputs": [], "seconds": 0.0, "checks": {}}
+        | {"notes": list(source.notes)}
+        for source in discovery.sources
+        if not source.usable and source.id not in records
+    ]
+    cases.sort(key=lambda entry: str(entry["id"]))
+    states = [entry["status"] for entry in cases]
+    report = {
+        "tool": "unet-med",
+        "version": __version__,
+        "use": RESEARCH_ONLY,
+        "model_sha256": None,
+        "cases": cases,
+        "totals": {
+            "cases": len(cases),
+            "done": states.count("done"),
+            "refused": states.count("refused"),
+            "failed": states.count("failed"),
+            "skipped": sum(entry.count for entry in discovery.skipped),
+            "seconds": round(sum(float(entry["seconds"] or 0.0) for entry in cases), 3),
+        },
+        "skipped": [asdict(entry) for entry in discovery.skipped],
+    }
+    write_json(journal.out / REPORT, report, REPORT)
+    return report
+
+
+def _lines(report: Mapping[str, Any], out: Path, before: set[str]) -> list[str]:
+    totals = report["totals"]
+    lines = [
+        ", ".join(f"{totals[state]} {state}" for state in ("done", "refused", "failed"))
+        + (f" ({len(before)} finished before)" if before else "")
+    ]
+    troubled = [entry for entry in report["cases"] if entry["status"] != "done"]
+    lines += [f"{entry['status']}: {entry['id']}: {entry['reason']}" for entry in troubled[:_SHOWN]]
+    if len(troubled) > _SHOWN:
+        lines.append(f"... and {len(troubled) - _SHOWN} more in {REPORT}")
+    return [*lines, f"images and {REPORT}: {out}"]
+
+
+def _check_places(folder: Path, out: Path) -> None:
+    if not folder.exists():
+        raise UsageError("the input does not exist", "FOLDER", "give a folder or a file")
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            "the output folder is the input folder or lies in it", "OUT", "give an output folder outside of the input"
+        )
+
+
+def _nothing_usable(discovery: Discovery) -> NothingUsableError:
+    if discovery.sources:
+        first = discovery.sources[0]
+        return NothingUsableError(
+            f"none of {len(discovery.sources)} images can be used, the first: {first.reason}",
+            first.id,
+            "see `unet-med scan FOLDER`",
+        )
+    skipped = sum(entry.count for entry in discovery.skipped)
+    also = f"; {skipped} other files were skipped" if skipped else ""
+    return NothingUsableError(f"no image was found{also}", "FOLDER", "give a folder that holds images")
