@@ -396,8 +396,7 @@ def best_threshold_dice(
         values: Label values to look at.
     """
     pooled = np.concatenate([np.asarray(image, dtype=np.float64).ravel() for image in images])
-    edges = np.unique(np.quantile(pooled, np.linspace(0.0, 1.0, _BINS)))
-    edges[-1] = np.inf
+    edges = np.append(np.unique(np.quantile(pooled, np.linspace(0.0, 1.0, _BINS))), np.inf)
     total: dict[int, FloatArray] = {}
     for image, label in zip(images, labels, strict=True):
         inside = np.digitize(image, edges[:-1]) - 1
