@@ -43,6 +43,10 @@ _COPY_AGAIN = "copy the file again from its origin"
 _NOTED_DIFFERENCE = 0.01
 """Difference of qform and sform, in voxels, that is worth a note."""
 
+_GZIP_RATIO = 1100
+"""Gzip packs at most about 1030 bytes into one."""
+
+_BLOCK_BYTES = 2**20
 _CACHE_BYTES = 2 * 2**30
 _DECODER_FAULTS = (ImageFileError, HeaderDataError, WrapStructError, zlib.error)
 
@@ -185,19 +189,27 @@ def _check_complete(path: Path, image: nib.Nifti1Image) -> None:
 
 
 def _unpacked_size(path: Path, expected: int) -> int:
-    """Returns the number of bytes in a gzip file: from its trailer when that agrees, else by unpacking."""
+    """Returns the number of bytes in a gzip file: from its trailer when that agrees, else by unpacking.
+
+    Raises:
+        InputRefusedError: The compressed data end early or are damaged.
+    """
+    size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(-4, 2)
         trailer = int.from_bytes(file.read(4), "little")
-    if trailer == expected % 2**32 and path.stat().st_size * 1100 > expected:
+    if trailer == expected % 2**32 and size * _GZIP_RATIO > expected:
         return expected
     present = 0
-    with gzip.open(path, "rb") as packed:
-        try:
-            while block := packed.read(2**20):
+    try:
+        with gzip.open(path, "rb") as packed:
+            while block := packed.read(_BLOCK_BYTES):
                 present += len(block)
-        except (EOFError, OSError, zlib.error):
-            return min(present, expected - 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputRefusedError(
+            f"the NIfTI file is truncated or damaged: its compressed data break off ({size} bytes are there)",
+            remedy=_COPY_AGAIN,
+        ) from error
     return present
 
 

@@ -32,6 +32,7 @@ REPORT = "report.json"
 _RESERVED = ("report", "journal")
 _PUBLIC = ("id", "status", "reason", "outputs", "seconds", "peak_memory_mb", "checks", "notes")
 _POLL_SECONDS = 0.5
+_FAULTS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError)
 _SHOWN = 20
 
 
@@ -120,7 +121,7 @@ def _convert_one(source: SourceRef, claim: Claim) -> dict[str, Any]:
         ) from error
     except UnetMedError as error:
         record |= {"status": "refused", "reason": f"{error.what}: {error.remedy}" if error.remedy else error.what}
-    except Exception as error:  # one broken image must not stop the others
+    except _FAULTS as error:  # one broken image must not stop the others
         logger.warning("%s could not be converted (%s)", case_tag(source.id), type(error).__name__)
         record |= {"status": "failed", "reason": f"an unexpected {type(error).__name__}; please report it"}
     return record | {
@@ -210,11 +211,9 @@ def _check_places(folder: Path, out: Path) -> None:
 def _nothing_usable(discovery: Discovery) -> NothingUsableError:
     if discovery.sources:
         first = discovery.sources[0]
-        return NothingUsableError(
-            f"none of {len(discovery.sources)} images can be used, the first: {first.reason}",
-            first.id,
-            "see `unet-med scan FOLDER`",
-        )
+        number = len(discovery.sources)
+        what = "the image cannot be used" if number == 1 else f"none of the {number} images can be used, the first"
+        return NothingUsableError(f"{what}: {first.reason}", first.id, "see `unet-med scan FOLDER`")
     skipped = sum(entry.count for entry in discovery.skipped)
     also = f"; {skipped} other files were skipped" if skipped else ""
     return NothingUsableError(f"no image was found{also}", "FOLDER", "give a folder that holds images")
