@@ -31,6 +31,7 @@ from unet_med.manifest import (
     LabelScan,
     Manifest,
     ManifestCase,
+    Severity,
     content_sha256,
     refusal,
     remapped,
@@ -176,15 +177,18 @@ def _twins(seen: Sequence[_Seen]) -> list[Finding]:
     for cases in by_image.values():
         for other in cases[1:]:
             first = cases[0]
-            if first.split != other.split:
+            unlabelled = first.case.label is None or other.case.label is None
+            if unlabelled:
+                what, kind = f"the same image as {first.id}", "twice"
+            elif first.split != other.split:
                 what, kind = f"the same image as {first.id}, once for training and once for testing", "leak"
             elif first.fold != other.fold:
                 what, kind = f"the same image as {first.id}, in folds {first.fold} and {other.fold}", "leak"
             else:
                 what, kind = f"the same image as {first.id}", "twice"
-            severity = "error" if kind == "leak" else "warning"
+            severity: Severity = "error" if kind == "leak" else "warning"
             remedy = "make the manifest again: equal files share a fold; or remove one of the two"
-            findings.append(Finding(other.id, "error" if severity == "error" else "warning", what, remedy, kind))
+            findings.append(Finding(other.id, severity, what, remedy, kind))
     return findings
 
 

@@ -8,7 +8,7 @@ A manifest is a Medical Segmentation Decathlon JSON, so MONAI and nnU-Net tools 
 from unet_med.manifest.build import BuildOptions, BuildReport, build_manifest
 from unet_med.manifest.files import load_manifest, save_manifest
 from unet_med.manifest.folds import assign_folds
-from unet_med.manifest.model import Finding, Manifest, ManifestCase, content_sha256, verify
+from unet_med.manifest.model import Finding, Manifest, ManifestCase, Severity, content_sha256, verify
 from unet_med.manifest.values import LabelScan, distinct_values, refusal, remapped, scan_label, value_findings
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "LabelScan",
     "Manifest",
     "ManifestCase",
+    "Severity",
     "assign_folds",
     "build_manifest",
     "content_sha256",

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pydicom
+
 from unet_med.errors import NothingUsableError, UsageError
 from unet_med.identity import keyed_hash, safe_name, unique_ids
 from unet_med.io.cases import Case
 from unet_med.io.source import Discovery, SourceRef
+from unet_med.manifest.files import Description, read_description
 from unet_med.manifest.folds import assign_folds, merge_groups
 from unet_med.manifest.model import Finding, Manifest, ManifestCase, Split, Task, content_sha256
 from unet_med.manifest.pairing import CONVENTIONS, Pair, Pairing, pair_sources
@@ -92,6 +95,7 @@ def build_manifest(
         UsageError: if a pattern, table or option makes no sense.
     """
     follow: Progress = progress if progress is not None else _plain
+    told = read_description(root)
     notes: list[str] = []
     pairing = pair_sources(root, discovery, options.images, options.labels)
     drafts, left = _drafts(pairing)
@@ -109,7 +113,7 @@ def build_manifest(
     notes += fold_notes
     labelled = [draft for draft in drafts if draft.case.label is not None]
     scans = [scan_label(draft.case) for draft in follow(labelled, "reading labels")]
-    meaning = _meaning(scans, options)
+    meaning = _meaning(scans, options, told)
     notes += meaning.notes
     notes += _channel_notes(drafts)
     notes += [f"{scan.case}: the label cannot be used" for scan in scans if scan.finding is not None]
@@ -117,14 +121,16 @@ def build_manifest(
     manifest = Manifest(
         name=safe_name(name),
         labels=meaning.labels,
-        channels=_channel_names(drafts),
-        modality=_modality(drafts),
+        channels=_channel_names(drafts, told),
+        modality=_modality(drafts) or told.modality,
         task=meaning.task,
         training=tuple(_finished(draft, meaning) for draft in drafts if draft.split == "training"),
         test=tuple(_finished(draft, meaning) for draft in drafts if draft.split == "test"),
         folds=1 + max(used) if used else 0,
         label_values=meaning.label_values,
         findings=(*[scan.finding for scan in scans if scan.finding is not None], *meaning.findings),
+        description=told.description,
+        licence=told.licence,
     )
     return BuildReport(manifest, tuple(notes), tuple(left))
 
@@ -253,19 +259,42 @@ def _private(group: str) -> str:
 
 
 def _own_groups(drafts: Sequence[_Draft], folds: int) -> dict[str, str]:
+    """The patient for DICOM, the name shared with other folders for files, a block of neighbours for pages."""
+    patients = _patients(drafts)
+    groups = {draft.case.id: patients.get(draft.case.id, draft.case.id) for draft in drafts}
+    stems = {draft.case.id: draft.pair.stem for draft in drafts if draft.pair.stem}
+    if len(set(stems.values())) > 1:
+        groups |= stems
     pages: dict[int, list[_Draft]] = defaultdict(list)
-    groups: dict[str, str] = {}
     for draft in drafts:
-        first = draft.case.sources[0]
-        patient = first.read_as.get("patient_hash") or first.read_as.get("study_hash")
-        groups[draft.case.id] = f"p-{patient}" if patient else draft.case.id
-        if draft.case.frame is not None and draft.split == "training":
-            pages[id(draft.pair)].append(draft)
+        if draft.case.frame is not None:
+            groups[draft.case.id] = draft.case.id
+            if draft.split == "training":
+                pages[id(draft.pair)].append(draft)
     for members in pages.values():
         stem = re.sub(r"_p\d+$", "", members[0].case.id)
         for number, draft in enumerate(members):
             groups[draft.case.id] = f"{stem}_block{number * folds // len(members)}"
     return groups
+
+
+def _patients(drafts: Sequence[_Draft]) -> dict[str, str]:
+    """Patient of each DICOM case, to be hidden before it is stored; the study where all seem to be one patient."""
+    found = {draft.case.id: _patient_and_study(draft.case.sources[0]) for draft in drafts if _is_dicom(draft)}
+    one = len({patient for patient, _ in found.values()}) < 2
+    return {case: _private(study if one or not patient else patient) for case, (patient, study) in found.items()}
+
+
+def _is_dicom(draft: _Draft) -> bool:
+    return draft.case.sources[0].kind == "dicom"
+
+
+def _patient_and_study(source: SourceRef) -> tuple[str, str]:
+    tags = ["PatientID", "IssuerOfPatientID", "StudyInstanceUID"]
+    header = pydicom.dcmread(source.files[0], stop_before_pixels=True, force=True, specific_tags=tags)
+    patient = str(header.get("PatientID") or "").strip()
+    issuer = str(header.get("IssuerOfPatientID") or "").strip()
+    return (f"{patient}|{issuer}" if patient else ""), str(header.get("StudyInstanceUID") or source.id)
 
 
 def _folded(drafts: Sequence[_Draft], options: BuildOptions) -> tuple[list[_Draft], list[str]]:
@@ -332,10 +361,10 @@ class _Meaning:
     notes: list[str]
 
 
-def _meaning(scans: Sequence[LabelScan], options: BuildOptions) -> _Meaning:
+def _meaning(scans: Sequence[LabelScan], options: BuildOptions, told: Description) -> _Meaning:
     """Says what label values mean: object ids, or kinds of things with names."""
     given = parse_label_values(options.label_values)
-    names = parse_label_names(options.label_names)
+    names = parse_label_names(options.label_names) or dict(told.label_names)
     readable = [scan for scan in scans if scan.finding is None]
     notes: list[str] = []
     task: Task = options.task or "semantic"
@@ -374,8 +403,10 @@ def _usual_channels(drafts: Sequence[_Draft]) -> int:
     return max(sorted(set(counts)), key=counts.count)
 
 
-def _channel_names(drafts: Sequence[_Draft]) -> tuple[str, ...]:
+def _channel_names(drafts: Sequence[_Draft], told: Description) -> tuple[str, ...]:
     usual = _usual_channels(drafts)
+    if len(told.channels) == usual:
+        return told.channels
     first = next(draft for draft in drafts if draft.case.channels == usual)
     modality = _modality(drafts)
     if usual == 1 and modality is not None:

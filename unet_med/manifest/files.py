@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -167,6 +168,34 @@ def load_manifest(path: Path) -> Manifest:
         findings=tuple(_finding(item) for item in data.get("findings", ()) if isinstance(item, Mapping)),
         description=str(data.get("description", "")),
         licence=str(data.get("licence", data.get("license", ""))),
+    )
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a ``dataset.json`` (Decathlon, nnU-Net) beside the images says of a set."""
+
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+    modality: str | None = None
+    description: str = ""
+    licence: str = ""
+
+
+def read_description(folder: Path) -> Description:
+    """Returns what ``folder/dataset.json`` says; empty when there is none, or one of another kind."""
+    path = folder / "dataset.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        labels = _labels(data, path.name)
+    except (OSError, ValueError, AttributeError, UsageError):
+        return Description()
+    return Description(
+        {value: name for name, value in labels.items()},
+        _named_channels(data, "channel_names") or _named_channels(data, "modality"),
+        _modality(data),
+        str(data.get("description", "")),
+        str(data.get("licence", data.get("license", ""))),
     )
 
 

@@ -54,7 +54,8 @@ def make_manifest(
     report = build_manifest(folder, found, options, safe_name(folder.resolve().name), track)
     written = save_manifest(report.manifest, out)
     errors = [finding for finding in report.manifest.findings if finding.severity == "error"]
-    return Outcome(_result(report), _lines(report, written), SOME_REFUSED if errors else DONE)
+    skipped = [f"skipped: {one.count} {one.what}, {one.reason}" for one in found.skipped]
+    return Outcome(_result(report), _lines(report, written) + skipped, SOME_REFUSED if errors else DONE)
 
 
 def _result(report: BuildReport) -> dict[str, object]:
