@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet_med.errors import InputRefusedError, UsageError
+from unet_med.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from unet_med.inference.predictor import Predictor
     from unet_med.volume import Volume
 
-__version__ = "0.1.0"
 __all__ = ["Model", "__version__", "load_model", "read", "scan", "score"]
 
 

@@ -18,15 +18,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unet_med import __version__
 from unet_med.errors import ConfigError, MachineError, Terminated, UnetMedError, UsageError
 from unet_med.io.atomic import write_json
-from unet_med.io.source import IntakeOptions
+from unet_med.version import __version__
 from unet_med.workflows.outcome import Outcome
+
+if TYPE_CHECKING:
+    from unet_med.io.source import IntakeOptions
 
 USAGE = UsageError.exit_code
 MACHINE = MachineError.exit_code
@@ -449,8 +451,12 @@ def ui(
     return workflow(store, port, open_browser=not no_browser)
 
 
-def _intake(series: Sequence[str], axes: str | None, pixel_size: str | None, channels: Sequence[str]) -> IntakeOptions:
+def _intake(
+    series: Sequence[str], axes: str | None, pixel_size: str | None, channels: Sequence[str]
+) -> "IntakeOptions":
     """Builds the intake options; the pixel size is one number for all axes of a picture, or one for each axis."""
+    from unet_med.io.source import IntakeOptions
+
     sizes: tuple[float, ...] | None = None
     if pixel_size is not None:
         try:

@@ -30,7 +30,7 @@ NUCLEI: Mapping[str, int] = {"background": 0, "nucleus": 1}
 
 RESCALE_INTERCEPT_HU = -1024
 _AIR_HU, _SOFT_HU, _ORGAN_HU, _BONE_HU = -1000.0, 15.0, 62.0, 320.0
-_NOISE_HU = 15.0
+NOISE_HU = 15.0
 _BINS = 192
 
 
@@ -185,7 +185,7 @@ def write_phantoms_3d(
         torso = make_torso(seed, number)
         grid = make_grid(seed, number, torso)
         points = grid.to_world(np.moveaxis(np.indices(grid.shape), 0, -1))
-        noise = np.random.default_rng([seed, number, 11]).normal(0.0, _NOISE_HU, grid.shape)
+        noise = np.random.default_rng([seed, number, 11]).normal(0.0, NOISE_HU, grid.shape)
         _write_series(series, torso.hounsfield(points) + noise, grid, seed, number)
         _write_label(label, torso.organs(points), grid)
     return replace(places, label_names=ORGANS)

@@ -13,6 +13,7 @@ import tifffile
 
 from unet_med.geometry import Geometry
 from unet_med.phantoms import (
+    NOISE_HU,
     NUCLEI,
     ORGANS,
     PhantomSet,
@@ -120,7 +121,8 @@ def test_no_threshold_finds_the_organs() -> None:
         torso = make_torso(0, number)
         grid = make_grid(0, number, torso)
         points = grid.to_world(np.moveaxis(np.indices(grid.shape), 0, -1))
-        images.append(torso.hounsfield(points))  # without noise: the easiest case
+        noise = np.random.default_rng(number).normal(0.0, NOISE_HU, grid.shape)
+        images.append(torso.hounsfield(points) + noise)
         labels.append(torso.organs(points))
     dice = best_threshold_dice(images, labels, (1, 2))
     assert set(dice) == {0, 1, 2}

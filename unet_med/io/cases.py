@@ -324,7 +324,9 @@ def _on_reference(values: LabelArray, label: SourceRef, image: SourceRef, where:
     """Returns the label on the image's grid: as it is, or with axes permuted and flipped where that is exact."""
     own, reference = label.geometry, image.geometry
     if own is None or reference is None:
-        raise InputRefusedError("the label or its image has no grid", where)
+        raise InputRefusedError(
+            "the label or its image has no grid", where, "`unet-med scan` says what is wrong with them"
+        )
     both_placed = label.kind in _PLACED_KINDS and image.kind in _PLACED_KINDS
     if not both_placed or own.affine is None or reference.affine is None or own.ndim != reference.ndim:
         if values.shape == reference.shape:

@@ -21,13 +21,13 @@ import numpy.typing as npt
 import SimpleITK
 import tifffile
 
-from unet_med import __version__
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import CORNER_TOLERANCE_MM, SHEAR_TOLERANCE, Geometry
 from unet_med.io.atomic import whole_file, write_json
 from unet_med.io.nifti import NiftiSource, copy_forms, forms_agree
 from unet_med.io.reading import FileSource, native, whole
 from unet_med.labels import LabelMap
+from unet_med.version import __version__
 from unet_med.volume import ImageSource, MaskSink, Region
 
 RESEARCH_ONLY = "Research use only"

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from unet_med import __version__
 from unet_med.errors import UsageError
 from unet_med.io.atomic import write_json
 from unet_med.io.cases import Case
@@ -23,6 +22,7 @@ from unet_med.labels import LabelMap
 from unet_med.manifest import load_manifest
 from unet_med.metrics import case_metrics, summarise
 from unet_med.phantoms import PhantomSet, best_threshold_dice, write_phantoms_2d, write_phantoms_3d
+from unet_med.version import __version__
 from unet_med.workflows.check import check
 from unet_med.workflows.evaluate import evaluate
 from unet_med.workflows.manifest import make_manifest

@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 import torch
 
-from unet_med import __version__
 from unet_med.bundle import labels_of, load_bundle
 from unet_med.config import PipelineConfig, load_config
 from unet_med.errors import UsageError
@@ -21,6 +20,7 @@ from unet_med.inference.estimate import WindowCost, estimate_case, measure_windo
 from unet_med.io.discover import discover
 from unet_med.networks import build_network
 from unet_med.training.tracking import leftover_file_store
+from unet_med.version import __version__
 from unet_med.workflows.outcome import NOTHING_USABLE, Outcome
 from unet_med.workflows.progress import track
 
