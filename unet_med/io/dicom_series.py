@@ -99,6 +99,8 @@ def group_headers(found: Iterable[Header | Damaged], options: IntakeOptions) -> 
             damaged[one.path.parent] += 1
         elif (what := _no_image(one)) is not None:
             skipped[what] += 1
+        elif not (one.series_uid or one.rows or one.has_pixels):
+            damaged[one.path.parent] += 1
         else:
             series[_series_key(one)].append(one)
     blamed = _blame(damaged, series)
@@ -154,13 +156,15 @@ class _Series:
     """The files of one series, on the way to sources."""
 
     def __init__(self, headers: Sequence[Header], options: IntakeOptions, damaged: int) -> None:
-        self.headers = sorted(headers, key=lambda header: (header.sop_uid, str(header.path)))
+        self.headers = sorted(headers, key=_by_instance)
         self.options = options
         self.damaged = damaged
         self.notes: list[str] = []
         first = self.headers[0]
         self.number = first.series_number
-        self.uid = first.series_uid or "|".join((first.study_uid, str(first.series_number), first.sop_uid))
+        self.uid = first.series_uid or "|".join(
+            (first.study_uid, str(first.series_number), min(header.sop_uid for header in headers))
+        )
         self.modality = first.modality or _MODALITY_OF_CLASS.get(first.sop_class, "")
 
     def sources(self) -> tuple[list[SourceRef], int]:
@@ -314,10 +318,9 @@ class _Series:
         )
 
     def _pictures(self, headers: Sequence[Header]) -> list[SourceRef]:
-        ordered = sorted(headers, key=lambda header: (header.instance is None, header.instance or 0, header.sop_uid))
         return [
-            self._picture(header, f"image{number}" if len(ordered) > 1 else "")
-            for number, header in enumerate(ordered, start=1)
+            self._picture(header, f"image{number}" if len(headers) > 1 else "")
+            for number, header in enumerate(headers, start=1)
         ]
 
     def _picture(self, header: Header, suffix: str) -> SourceRef:
@@ -370,6 +373,10 @@ class _Series:
             notes=tuple(self.notes),
             modality=self.modality or None,
         )
+
+
+def _by_instance(header: Header) -> tuple[Any, ...]:
+    return header.instance is None, header.instance or 0, header.sop_uid, str(header.path)
 
 
 def _same_bytes(a: Header, b: Header) -> bool:
