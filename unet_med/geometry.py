@@ -59,7 +59,8 @@ class Geometry:
             raise InputRefusedError(
                 "the image's affine is not finite", remedy="correct the header of the file, then run again"
             )
-        if abs(np.linalg.det(affine[:-1, :-1])) < 1e-12:
+        steps = np.linalg.norm(affine[:-1, :-1], axis=0)
+        if steps.min() < 1e-12 or abs(np.linalg.det(affine[:-1, :-1] / steps)) < 1e-6:
             raise InputRefusedError(
                 "the image's affine has no volume (two axes coincide or a spacing is zero)",
                 remedy="correct the header of the file, then run again",

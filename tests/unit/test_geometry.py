@@ -41,6 +41,10 @@ def test_broken_affines_are_refused() -> None:
             Geometry((2, 2, 2), affine)
 
 
+def test_voxels_of_nanometres_are_no_fault() -> None:
+    assert Geometry.from_spacing((512, 512, 30), (4e-6, 4e-6, 5e-5)).spacing_mm == (4e-6, 4e-6, 5e-5)
+
+
 def test_spacing_volume_and_orientation() -> None:
     geometry = Geometry((10, 11, 12), OBLIQUE)
     assert geometry.spacing_mm == pytest.approx((0.8, 0.9, 2.5))

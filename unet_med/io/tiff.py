@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -45,7 +46,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its messages name fi
 
 _DAMAGED = "the TIFF file is damaged or truncated"
 _COPY_AGAIN = "copy the file again from its origin"
-_FAULTS = (tifffile.TiffFileError, ElementTree.ParseError)
+_FAULTS = (tifffile.TiffFileError, ElementTree.ParseError, struct.error)
 _FRAME_LETTERS = "TI"
 _CHANNEL_LETTERS = "CS"
 _KNOWN_LETTERS = "XYZCTSI"
