@@ -241,7 +241,7 @@ def _auto_keys(data: Mapping[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-def _set_dotted(data: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401
+def _set_dotted(data: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         nested = data.setdefault(parent, {})
@@ -340,7 +340,7 @@ def _known_prefix(location: Sequence[str]) -> list[str]:
     return keys
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401
+def _section(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (typing.Union, types.UnionType, list):

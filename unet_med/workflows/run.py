@@ -10,6 +10,7 @@ from typing import Any
 from unet_med import __version__
 from unet_med.bundle import read_bundle_info
 from unet_med.errors import UsageError
+from unet_med.inference.device import choose_device
 from unet_med.io.atomic import write_json
 from unet_med.io.source import IntakeOptions
 from unet_med.manifest import load_manifest
@@ -61,7 +62,7 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
         steps["manifest"] = make_manifest(folder, manifest, intake=intake)
     steps["check"] = check(manifest, None)
-    steps["plan"] = plan(pipeline, manifest, None, explain=False, overrides=overrides)
+    steps["plan"] = plan(pipeline, manifest, overrides=overrides, device=choose_device(device).type)
     steps["train"] = train(
         pipeline,
         manifest,

@@ -20,7 +20,7 @@ from unet_med import __version__
 from unet_med.bundle import save_bundle
 from unet_med.config import PipelineConfig, load_config
 from unet_med.data import CachedCase, PreparedCases, prepare_cases
-from unet_med.errors import InputRefusedError, UnetMedError, UsageError
+from unet_med.errors import InputRefusedError, MachineError, UnetMedError, UsageError
 from unet_med.identity import case_tag
 from unet_med.inference.device import choose_device, precision_name
 from unet_med.io.atomic import whole_file, write_json
@@ -159,6 +159,12 @@ def _train_fold(
         )
     except BaseException as error:
         tracker.finish("KILLED" if not isinstance(error, Exception) else "FAILED")
+        if _is_out_of_memory(error):
+            raise MachineError(
+                "out of memory while training",
+                f"batch of {plan.config.sampling.batch_size}, patch {plan.config.sampling.patch_voxels}",
+                "give a smaller sampling.batch_size or sampling.patch_voxels with --set",
+            ) from error
         raise
     tracker.finish("FINISHED")
     everything = (*refused, *changed, *training.refused, *validation.refused)
@@ -485,3 +491,10 @@ def _open_tracker(
     )
     journal["mlflow_runs"][key] = tracker.run_id
     return tracker
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
