@@ -62,12 +62,14 @@ def confusion_counts(mask: IntArray, label: IntArray, labels: LabelMap) -> dict[
         InputRefusedError: if the shapes differ.
     """
     _same_shape(mask, label)
-    size = len(labels.labels) + 1
-    joint = np.bincount((_known(label, size) * size + _known(mask, size)).ravel(), minlength=size * size)
-    table = joint.reshape(size, size)
+    known = [0, *(one.index for one in labels.labels)]
+    joint = np.bincount(
+        (_positions(label, known) * len(known) + _positions(mask, known)).ravel(), minlength=len(known) ** 2
+    )
+    table = joint.reshape(len(known), len(known))
     counts: dict[str, tuple[int, int, int]] = {}
     for name, values in structures(labels).items():
-        members = list(values)
+        members = [known.index(value) for value in values]
         hits = int(table[np.ix_(members, members)].sum())
         counts[name] = (hits, int(table[:, members].sum()) - hits, int(table[members].sum()) - hits)
     return counts
@@ -83,9 +85,12 @@ def _dice_iou(hits: int, false_positives: int, false_negatives: int) -> tuple[fl
     return (2 * hits / (union + hits), hits / union) if union else (None, None)
 
 
-def _known(array: IntArray, size: int) -> IntArray:
-    """Returns int64 labels; values that are not below ``size`` become background."""
-    return np.where((array >= 0) & (array < size), array, 0).astype(np.int64)
+def _positions(array: IntArray, known: Sequence[int]) -> IntArray:
+    """Returns the position of each value in ``known``; 0 for values that are not there."""
+    table = np.zeros(max(known) + 2, dtype=np.int64)
+    table[list(known)] = range(len(known))
+    inside = (array >= 0) & (array <= max(known))
+    return table[np.where(inside, array, -1)]
 
 
 def _same_shape(mask: IntArray, label: IntArray) -> None:
@@ -126,7 +131,7 @@ def case_metrics(
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0 if spacing_mm is not None and mask.ndim == 3 else None
     found: dict[str, Scores] = {}
     for name, values in structures(labels).items():
-        ours, truth = np.isin(mask, values), np.isin(label, values)
+        ours, truth = _members(mask, values), _members(label, values)
         hits, size, true_size = (int(np.count_nonzero(a)) for a in (ours & truth, ours, truth))
         dice, iou = _dice_iou(hits, size - hits, true_size - hits)
         hd95, nsd = surface_scores(ours, truth, spacing_mm or (1.0,) * mask.ndim, tolerance_mm)
@@ -136,6 +141,10 @@ def case_metrics(
         scores["volume_error_ml"] = None if voxel_ml is None else (size - true_size) * voxel_ml
         found[name] = scores | {"mask_voxels": size, "label_voxels": true_size}
     return found
+
+
+def _members(array: IntArray, values: Sequence[int]) -> BoolArray:
+    return array == values[0] if len(values) == 1 else np.isin(array, values)
 
 
 def surface_scores(
