@@ -18,7 +18,7 @@ import psutil
 
 from unet_med.config import Tracking
 from unet_med.errors import MachineError, NothingUsableError, UsageError
-from unet_med.training.tracking import (
+from unet_med.training.store import (
     Store,
     experiment_address,
     latest_experiment,
