@@ -241,12 +241,14 @@ def reorient(array: npt.NDArray[Any], order: tuple[int, ...], flips: tuple[bool,
     """Permutes and flips the last ``len(order)`` axes of ``array``; a view, nothing is copied."""
     lead = array.ndim - len(order)
     turned = array.transpose(*range(lead), *(lead + axis for axis in order))
-    return turned[(..., *(slice(None, None, -1 if flipped else 1) for flipped in flips))]
+    index: tuple[Any, ...] = (..., *(slice(None, None, -1 if flipped else 1) for flipped in flips))
+    return turned[index]
 
 
 def undo_reorient(array: npt.NDArray[Any], order: tuple[int, ...], flips: tuple[bool, ...]) -> npt.NDArray[Any]:
     """Inverse of :func:`reorient`; a view."""
-    unflipped = array[(..., *(slice(None, None, -1 if flipped else 1) for flipped in flips))]
+    index: tuple[Any, ...] = (..., *(slice(None, None, -1 if flipped else 1) for flipped in flips))
+    unflipped = array[index]
     lead = array.ndim - len(order)
     inverse = [order.index(axis) for axis in range(len(order))]
     return unflipped.transpose(*range(lead), *(lead + axis for axis in inverse))
