@@ -242,13 +242,13 @@ def reorient(array: npt.NDArray[Any], order: tuple[int, ...], flips: tuple[bool,
     lead = array.ndim - len(order)
     turned = array.transpose(*range(lead), *(lead + axis for axis in order))
     index: tuple[Any, ...] = (..., *(slice(None, None, -1 if flipped else 1) for flipped in flips))
-    return turned[index]
+    return np.asarray(turned[index])
 
 
 def undo_reorient(array: npt.NDArray[Any], order: tuple[int, ...], flips: tuple[bool, ...]) -> npt.NDArray[Any]:
     """Inverse of :func:`reorient`; a view."""
     index: tuple[Any, ...] = (..., *(slice(None, None, -1 if flipped else 1) for flipped in flips))
-    unflipped = array[index]
+    unflipped = np.asarray(array[index])
     lead = array.ndim - len(order)
     inverse = [order.index(axis) for axis in range(len(order))]
     return unflipped.transpose(*range(lead), *(lead + axis for axis in inverse))
