@@ -121,10 +121,10 @@ def _no_image(header: Header) -> tuple[str, str] | None:
     for prefix, what, why in _OBJECTS:
         if header.sop_class == prefix or header.sop_class.startswith(prefix if prefix[-1] == "." else prefix + "."):
             return what, why
-    if not header.sop_class and header.modality in _OBJECT_MODALITIES:
-        return _OBJECT_MODALITIES[header.modality][1:]
     if header.rows and header.columns:
         return None
+    if header.modality in _OBJECT_MODALITIES:
+        return _OBJECT_MODALITIES[header.modality][1:]
     return None if header.sop_class.startswith(_STORAGE) else ("other DICOM objects", "hold no image")
 
 

@@ -1,0 +1,88 @@
+"""The JSON and the lines of `scan`, its exit codes, and that no private word is in them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from unet_med.errors import NothingUsableError
+from unet_med.workflows.scan import scan
+
+_SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[2] / "dicom_writer.py")
+w = importlib.util.module_from_spec(_SPEC)
+sys.modules["dicom_writer"] = w
+_SPEC.loader.exec_module(w)
+
+
+def test_json_is_what_the_contract_says(tmp_path: Path) -> None:
+    series = w.Series(turn=np.eye(3))
+    w.write(tmp_path / "s", series.slices())
+    tifffile.imwrite(tmp_path / "cells.tif", np.zeros((4, 5, 3), dtype=np.uint8), photometric="rgb")
+    outcome = scan(tmp_path)
+    result = json.loads(json.dumps(outcome.result, allow_nan=False))
+    assert outcome.exit_code == 0
+    assert set(result) == {"sources", "skipped"}
+    first, second = result["sources"]
+    assert first["id"].startswith("s013-")
+    assert (first["kind"], first["axes"], first["shape"], first["modality"]) == ("dicom", "IJK", [9, 7, 6], "CT")
+    assert first["spacing_mm"] == [0.8, 1.25, 2.5]
+    assert first["affine"] == [[-0.8, 0, 0, 5], [0, -1.25, 0, 3], [0, 0, 2.5, 2], [0, 0, 0, 1]]
+    assert (first["usable"], first["reason"], first["notes"], first["orientation"]) == (True, "", [], "LPS")
+    assert (first["channels"], first["frames"], first["dtype"]) == (1, 1, "float32")
+    assert (second["id"], second["axes"], second["shape"]) == ("cells", "YXS", [4, 5, 3])
+    assert second["spacing_mm"] is second["affine"] is second["orientation"] is None
+    assert second["channels"] == 3
+    assert any("usable" in line and "0.8 x 1.25 x 2.5" in line for line in outcome.lines)
+
+
+def test_exit_codes(tmp_path: Path) -> None:
+    slices = w.Series().slices()
+    w.write(tmp_path / "good", slices)
+    report = w.new_dataset("1.2.840.10008.5.1.4.1.1.88.11")
+    w.write(tmp_path / "report", [report])
+    assert scan(tmp_path).exit_code == 0
+    w.write(tmp_path / "bad", w.Series(number=99).slices()[::2] + w.Series(number=99).slices()[:1])
+    broken = w.Series(number=7).slices()
+    w.write(tmp_path / "broken", [broken[0], broken[1], broken[3], broken[4]])
+    outcome = scan(tmp_path)
+    assert outcome.exit_code == 3
+    assert any(line.startswith("refused s007-") and "missing" in line for line in outcome.lines)
+    assert scan(tmp_path / "broken").exit_code == 4
+    assert scan(tmp_path / "report").exit_code == 4
+    assert scan(tmp_path / "report").result["skipped"][0]["count"] == 1
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NothingUsableError):
+        scan(tmp_path / "empty")
+
+
+def test_notes_shared_by_many_are_told_once(tmp_path: Path) -> None:
+    for number in range(5):
+        tifffile.imwrite(tmp_path / f"c{number}.tif", np.zeros((4, 5), dtype=np.uint8))
+    notes = [line for line in scan(tmp_path).lines if line.startswith("note")]
+    assert notes
+    assert all("5 sources" in line for line in notes)
+
+
+def test_no_private_word_is_in_any_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "SECRET^JANE"
+    good = w.Series(number=1)
+    w.write(root / "SECRET^JANE 1", good.slices(), [f"SECRET^JANE.{n}" for n in range(6)])
+    gap = w.Series(number=2).slices()
+    for data in gap:
+        data.SeriesDescription = data.StudyDescription = data.ReferringPhysicianName = "SECRET^JANE"
+        data.PatientBirthDate, data.StudyDate = "19700102", "20200304"
+    del gap[2]
+    w.write(root / "2", gap)
+    (root / "SECRET^JANE.SECRET").write_text("SECRET^JANE")
+    (root / "SECRET^JANE.dcm").write_bytes(b"SECRET^JANE" * 30)
+    outcome = scan(root)
+    text = json.dumps(outcome.result) + "\n".join(outcome.lines) + "".join(capfd.readouterr())
+    assert outcome.exit_code == 3
+    for word in ("SECRET", "JANE", good.uid, good.study, "19700102", "20200304", str(tmp_path)):
+        assert word not in text
