@@ -51,24 +51,26 @@ class Worker:
         except OSError:
             return  # noticed by the next read
 
-    def wait_ready(self) -> dict[str, Any]:
+    def wait_ready(self) -> None:
         """Waits until the model is loaded.
 
         Raises:
             UnetMedError: what loading the model raised.
             MachineError: when the process dies again and again while it loads.
         """
+        if self._ready:
+            return
         why = ""
         for _ in range(_STARTS):
             if self._process is None:
                 self.start()
             try:
-                facts = self._receive()
+                self._receive()
             except WorkerDiedError as error:
                 why = error.why
                 continue
             self._ready = True
-            return dict(facts)
+            return
         raise MachineError(
             f"the process that predicts dies while it loads the model ({why})",
             remedy="free some memory, then start the same command again; --debug shows more",
@@ -84,8 +86,7 @@ class Worker:
             WorkerDiedError: when the process dies over it; the next call starts another.
             UnetMedError: when the outputs cannot be written.
         """
-        if self._process is None or not self._ready:
-            self.wait_ready()
+        self.wait_ready()
         try:
             send(self._pipe("stdin"), job)
         except OSError:

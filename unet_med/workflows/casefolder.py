@@ -49,6 +49,7 @@ class CaseFolder:
         masks: Folder of the masks below the output folder; empty for itself.
         refused: Records of what discovery refused already.
         skipped: What discovery left out: ``what``, ``count``, ``reason``.
+        table: Files of each id, kept where only this user can read it.
     """
 
     journal: Journal
@@ -57,6 +58,7 @@ class CaseFolder:
     masks: str = ""
     refused: Sequence[Mapping[str, Any]] = ()
     skipped: Sequence[Mapping[str, Any]] = ()
+    table: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     _reported: list[float] = field(default_factory=lambda: [0.0])
 
     def work(
@@ -68,6 +70,14 @@ class CaseFolder:
             MachineError: when the disk is full; what is finished is kept.
         """
         waiting = list(cases)
+        try:
+            if any(not self.journal.is_done(case.id, _files(case)) for case in waiting):
+                worker.wait_ready()
+        except UnetMedError:
+            worker.stop()
+            self.journal.discard()
+            raise
+        self.journal.write_file_table(self.table or {case.id: _files(case) for case in cases})
         try:
             while waiting:
                 left: list[Case] = []
@@ -132,7 +142,7 @@ class CaseFolder:
 
     def _attempt(self, case: Case, worker: Worker, truth: ManifestCase | None) -> dict[str, Any] | None:
         """Returns the record of a case, or ``None`` when another process works on it."""
-        files = [path for source in case.sources for path in source.files]
+        files = _files(case)
         if not self.journal.is_done(case.id, files):
             claim = self.journal.claim(case.id)
             if claim is None:
@@ -234,6 +244,10 @@ def starved(records: Sequence[Mapping[str, Any]]) -> MachineError | None:
         names[0],
         "close other programs or use a machine with more memory, then start the same command again",
     )
+
+
+def _files(case: Case) -> list[Path]:
+    return [path for source in case.sources for path in source.files]
 
 
 def _unfinished(case_id: str, status: str, reason: str) -> dict[str, Any]:

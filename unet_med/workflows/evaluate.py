@@ -81,7 +81,6 @@ def evaluate(
         first = refused[0]
         raise NothingUsableError(f"none of the {len(cases)} cases can be used: {first['reason']}", str(first["id"]))
     worker = Worker(Setup((info.folder,), device))
-    worker.start()
     try:
         job = {
             "command": "evaluate",
@@ -89,7 +88,6 @@ def evaluate(
             "cases": _digest(cases),
             "training_cases_allowed": allow_training_cases,
         }
-        worker.wait_ready()
         folder = CaseFolder(open_job(out, job, overwrite), [info], {}, masks=MASKS, refused=refused)
         truths = {case.case.id: case for case in usable}
         work = folder.work([case.case for case in usable], worker, truths)

@@ -123,5 +123,5 @@ def _short(value: Any) -> str:
         return ", ".join(f"{key} {_short(entry)}" for key, entry in value.items() if entry is not None)
     if isinstance(value, list | tuple):
         nested = any(isinstance(entry, list | tuple | Mapping) for entry in value)
-        return ("; " if nested else " x " if all(isinstance(e, int) for e in value) else ", ").join(map(_short, value))
+        return ("; " if nested else ", ").join(map(_short, value))
     return "-" if value is None else str(value)

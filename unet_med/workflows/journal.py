@@ -18,6 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,15 @@ class Journal:
         path = self._claim_file(case_id)
         held = _read(path)
         return held is not None and not self._is_dead(path, held)
+
+    def discard(self) -> None:
+        """Forgets a job that could not begin: an output folder made for it is empty, or gone, again."""
+        if not self.fresh or any(self._folder.glob("*.json")):
+            return
+        shutil.rmtree(self._folder, ignore_errors=True)
+        (self.out / JOURNAL).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.out.rmdir()
 
     def write_file_table(self, table: Mapping[str, Sequence[Path]]) -> None:
         """Writes which files each id stands for; only this user can read it."""

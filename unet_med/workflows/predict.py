@@ -18,7 +18,7 @@ from unet_med.io.cases import Case, group_cases
 from unet_med.io.discover import discover
 from unet_med.io.source import IntakeOptions, SourceRef
 from unet_med.workflows.casefolder import REPORT, CaseFolder, refused_entry, starved
-from unet_med.workflows.journal import folder_key, open_job
+from unet_med.workflows.journal import JOURNAL, folder_key, open_job
 from unet_med.workflows.outcome import DONE, MACHINE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 
@@ -66,7 +66,8 @@ def predict(
     _check_places(input, out)
     models = [read_bundle_info(name) for name in (model, *also)]
     worker = Worker(_setup(models, tta, device, memory_gb))
-    worker.start()
+    if not (out / JOURNAL).exists():
+        worker.start()  # the model is loaded while the folder is searched
     try:
         discovery = discover(input, intake, track)
         cases = group_cases(discovery.usable)
@@ -75,15 +76,14 @@ def predict(
             raise _nothing_usable(refused, sum(entry.count for entry in discovery.skipped))
         options = {"tta": tta, "formats": sorted(set(formats)), "intake": asdict(intake)}
         job = _job(models, options) | {"input": folder_key(input)}
-        worker.wait_ready()
         folder = CaseFolder(
             open_job(out, job, overwrite),
             models,
             options,
             refused=[refused_entry(source.id, source.reason) for source in refused],
             skipped=[asdict(entry) for entry in discovery.skipped],
+            table={source.id: source.files for source in discovery.sources},
         )
-        folder.journal.write_file_table({source.id: source.files for source in discovery.sources})
         return _run(folder, _mine(cases, share), worker)
     finally:
         worker.stop()
@@ -103,11 +103,9 @@ def predict_cases(
         raise NothingUsableError("no case was given", remedy="give at least one image")
     infos = [read_bundle_info(name) for name in models]
     worker = Worker(_setup(infos, tta, device, memory_gb))
-    worker.start()
     try:
         names = hashlib.sha256("\n".join(sorted(case.id for case in cases)).encode()).hexdigest()[:16]
         options = {"tta": tta}
-        worker.wait_ready()
         journal = open_job(out, _job(infos, options) | {"input": names}, overwrite)
         return _run(CaseFolder(journal, infos, options), cases, worker)
     finally:
