@@ -120,7 +120,7 @@ def _nothing(discovery: Discovery, pairing: Pairing) -> str:
 
 def _item(root: Path, ref: SourceRef) -> _Item:
     file = ref.files[0]
-    top = root if root.is_dir() else root.parent
+    top = root.parent if root.is_file() else root
     try:
         parts = list(file.relative_to(top).parts[:-1])
     except ValueError:
@@ -155,6 +155,7 @@ def _by_convention(items: Sequence[_Item]) -> Pairing:
     sets: dict[tuple[str, bool], list[_Item]] = defaultdict(list)
     for item in items:
         sets[item.base, item.test].append(item)
+    _join_image_folders_of_other_names(sets)
     pairs: list[Pair] = []
     left: list[tuple[str, str]] = []
     for members in sets.values():
@@ -170,6 +171,18 @@ def _by_convention(items: Sequence[_Item]) -> Pairing:
         pairs += found
         left += [(item.ref.id, "a label without an image of the same name") for item in unused]
     return Pairing(tuple(sorted(pairs, key=lambda pair: pair.relative)), tuple(left))
+
+
+def _join_image_folders_of_other_names(sets: dict[tuple[str, bool], list[_Item]]) -> None:
+    """``anything/NAME`` beside ``labels/NAME``: labels that have no images in their set take the ones around them."""
+    for (base, test), members in list(sets.items()):
+        if any(item.role != "label" for item in members):
+            continue
+        for other in list(sets):
+            inside = other[0].startswith(f"{base}/") if base else other[0] != ""
+            if inside and not other[1] and all(item.role is None for item in sets[other]):
+                members += sets.pop(other)
+        sets[base, test] = members
 
 
 _OBJECT_MASKS = (

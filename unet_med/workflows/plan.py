@@ -83,4 +83,6 @@ def _shown(value: object) -> str:
         return "[" + ", ".join(_shown(item) for item in value) + "]"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(item)}" for key, item in value.items() if item is not None)
+    if value is None:
+        return "null"
     return f"{value:g}" if isinstance(value, float) else str(value)
