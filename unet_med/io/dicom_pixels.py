@@ -28,6 +28,10 @@ _PIXEL_TAGS: list[int] = [
 ]
 
 
+_JPEG = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
+_PILLOW_JPEG_BITS = 8
+
+
 @dataclass(frozen=True, eq=False)
 class Slice:
     """One decoded slice.
@@ -42,8 +46,13 @@ class Slice:
 
 
 @lru_cache(maxsize=64)
-def missing_decoder(syntax: str) -> str:
-    """Returns the name of a transfer syntax that nothing installed here can decode; empty when one can."""
+def missing_decoder(syntax: str, bits: int = 8) -> str:
+    """Returns the name of a transfer syntax that nothing installed here can decode; empty when one can.
+
+    Args:
+        syntax: Its UID.
+        bits: Bits stored in a pixel; Pillow alone does not decode JPEG of more than 8.
+    """
     if syntax in NATIVE_SYNTAXES:
         return ""
     from pydicom.pixels.decoders.base import get_decoder
@@ -54,7 +63,8 @@ def missing_decoder(syntax: str) -> str:
         decoder = get_decoder(uid)
     except NotImplementedError:
         return uid.name if uid.name != syntax else "an unknown transfer syntax"
-    return "" if decoder.is_available else uid.name
+    plugins = set(decoder.available_plugins) - ({"pillow"} if bits > _PILLOW_JPEG_BITS and syntax in _JPEG else set())
+    return "" if plugins else uid.name
 
 
 def read_slice(path: Path) -> Slice:

@@ -229,7 +229,7 @@ class _Series:
                 fault = header.fault or "without a size"
                 raise InputRefusedError(f"a file is {fault}", _place(header), "copy the series again from its origin")
             self._check_pixels(header)
-        missing = sorted({name for header in headers if (name := missing_decoder(header.syntax))})
+        missing = sorted({name for header in headers if (name := missing_decoder(header.syntax, header.bits_stored))})
         if missing:
             raise InputRefusedError(
                 f"no decoder is installed for {' and '.join(missing)}", remedy='pip install "unet-med[dicom]"'

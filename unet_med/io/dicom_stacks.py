@@ -98,43 +98,49 @@ def _first_corner(group: Sequence[Header]) -> tuple[float, ...]:
 def leave_out_scouts(groups: list[list[Header]]) -> tuple[list[list[Header]], int]:
     """Returns the groups without small ones beside a bigger one, and how many slices were left out.
 
+    Args:
+        groups: As :func:`cluster` gives them, biggest first.
+
     Raises:
-        InputRefusedError: A small group is no scout: it holds slices that belong into a bigger stack but have
-            another size or spacing.
+        InputRefusedError: A small group is no scout: its slices belong into a bigger stack but have another size,
+            spacing or kind. Or there are only a few slices in many planes.
     """
-    biggest = len(groups[0])
-    if biggest <= SMALL_STACK:
-        if len(groups) > SMALL_STACK:
-            raise InputRefusedError(
-                f"the slices lie in {len(groups)} different planes or sizes and make no volume",
-                remedy="give a series of parallel slices",
-            )
-        return groups, 0
+    for number, stack in enumerate(groups):
+        for group in groups[number + 1 :]:
+            if len(group) <= SMALL_STACK:
+                _check_no_strays(group, stack)
     big = [group for group in groups if len(group) > SMALL_STACK]
-    small = [group for group in groups if len(group) <= SMALL_STACK]
-    for group in small:
-        for header in group:
-            for stack in big:
-                _check_no_stray(header, stack)
-    return big, sum(map(len, small))
-
-
-def _check_no_stray(header: Header, stack: Sequence[Header]) -> None:
-    """Refuses a slice that fills a hole of a stack, or continues it, in another size or spacing."""
-    normal = slice_normal(stack[0])
-    if abs(float(slice_normal(header) @ normal)) < 0.99:
-        return
-    positions = np.sort([_projection(other, normal) for other in stack])
-    steps = np.diff(positions)
-    step = float(np.median(steps[steps > STEP_TOLERANCE_MM])) if (steps > STEP_TOLERANCE_MM).any() else 0.0
-    place = _projection(header, normal)
-    nearest = float(np.abs(positions - place).min())
-    if nearest > 0.6 * step and positions[0] - 1.5 * step < place < positions[-1] + 1.5 * step:
+    if not big and len(groups) > SMALL_STACK:
         raise InputRefusedError(
-            "one slice differs in size, orientation, pixel spacing or kind from its neighbours",
-            f"at {place:.2f} mm along the slice normal",
-            _EXPORT_AGAIN,
+            f"the slices lie in {len(groups)} different planes or sizes and make no volume",
+            remedy="give a series of parallel slices",
         )
+    kept = big or groups
+    return kept, sum(map(len, groups)) - sum(map(len, kept))
+
+
+def _check_no_strays(group: Sequence[Header], stack: Sequence[Header]) -> None:
+    """Refuses slices that fill the holes of a stack, or continue it: together they would be evenly spaced."""
+    normal = slice_normal(stack[0])
+    places = [_projection(header, normal) for header in group if abs(float(slice_normal(header) @ normal)) > 0.99]
+    own = sorted(_projection(header, normal) for header in stack)
+    distinct = [own[0], *(b for a, b in pairwise(own) if b - a > STEP_TOLERANCE_MM)]
+    if len(distinct) < 2:
+        return
+    alone = [[place] for place in places]
+    for strays in [*alone, places] if len(places) > 1 else alone:
+        if _is_even(np.sort([*distinct, *strays])):
+            raise InputRefusedError(
+                "one slice differs in size, orientation, pixel spacing or kind from its neighbours",
+                f"at {strays[0]:.2f} mm along the slice normal",
+                _EXPORT_AGAIN,
+            )
+
+
+def _is_even(places: FloatArray) -> bool:
+    steps = np.diff(places)
+    mean = float(steps.mean())
+    return bool(np.abs(steps - mean).max() <= max(STEP_TOLERANCE_MM, 2 * STEP_TOLERANCE * mean))
 
 
 # ---- one stack into repeat-free ones ---------------------------------------------------------------------------------

@@ -493,6 +493,24 @@ def test_one_slice_of_another_size_refuses_the_series(tmp_path: Path, which: int
     refused(tmp_path, "differs in size", f"at {series.position(which)[2]:.2f} mm")
 
 
+@pytest.mark.parametrize(("count", "which"), [(3, 0), (3, 1), (3, 2), (4, 1)])
+def test_short_series_with_one_slice_of_another_size(tmp_path: Path, count: int, which: int) -> None:
+    series = w.Series(count=count)
+    slices = series.slices()
+    w.set_values(slices[which], series.values(series.position(which), columns=5))
+    w.write(tmp_path, slices)
+    refused(tmp_path, "differs in size")
+
+
+def test_parallel_scouts_off_the_grid_are_left_out(tmp_path: Path) -> None:
+    series = w.Series(count=8)
+    scout = w.Series(uid=series.uid, study=series.study, frame=series.frame, rows=4)
+    w.write(tmp_path, [*series.slices(), *(scout.slice(place, 99) for place in (0.3, 2.3, 5.3))])
+    ref = only(tmp_path)
+    assert_exact(ref)
+    assert "3 slices of another orientation or size left out" in ref.notes
+
+
 def test_one_slice_of_another_pixel_size_or_kind_refuses_the_series(tmp_path: Path) -> None:
     for name, tag, value in (
         ("a", "PixelSpacing", [1.3, 0.8]),
@@ -597,13 +615,16 @@ def test_a_missing_decoder_is_named_before_pixels_are_read(tmp_path: Path, monke
         data.compress(RLELossless, generate_instance_uid=False)
         data.file_meta.TransferSyntaxUID = HTJ2KLossless
     w.write(tmp_path, slices)
-    monkeypatch.setattr("unet_med.io.dicom_series.missing_decoder", lambda syntax: {HTJ2KLossless: "HTJ2K"}[syntax])
+    monkeypatch.setattr(
+        "unet_med.io.dicom_series.missing_decoder", lambda syntax, bits: {HTJ2KLossless: "HTJ2K"}[syntax]
+    )
     refused(tmp_path, "no decoder is installed for HTJ2K", 'pip install "unet-med[dicom]"')
 
 
 def test_decoders_are_looked_up() -> None:
     assert dicom_pixels.missing_decoder(RLELossless) == ""
     assert dicom_pixels.missing_decoder("1.2.3.4") == "an unknown transfer syntax"
+    assert dicom_pixels.missing_decoder("1.2.840.10008.1.2.4.50", 8) == ""
 
 
 def test_pixels_that_cannot_be_decoded_are_refused_on_reading(tmp_path: Path) -> None:
