@@ -16,9 +16,11 @@ ARTIFACTS: Final = "mlartifacts"
 DEFAULT_STORE: Final = "sqlite:///mlflow.db"
 DEFAULT_PORT: Final = 5000
 _SQLITE: Final = "sqlite:///"
+# Into a file of its own: with an existing mlflow.db as the target, migrate-filestore replaces it.
+MIGRATE: Final = "mlflow migrate-filestore --source mlruns --target sqlite:///older.db"
 LEFTOVER_REMEDY: Final = (
-    "plain 'mlflow ui' would open the older ./mlruns here, which MLflow no longer serves: move it over with "
-    f"'mlflow migrate-filestore --source mlruns --target {DEFAULT_STORE}' and put mlruns aside, or use 'unet-med ui'"
+    "plain 'mlflow ui' opens the older ./mlruns here, which MLflow no longer serves: use 'unet-med ui' or name the "
+    f"store; '{MIGRATE}' makes the older runs readable again"
 )
 
 
@@ -71,8 +73,7 @@ def resolve_store(store: str) -> Store:
         raise UsageError(
             "MLflow no longer writes to a folder of files",
             "tracking.store",
-            f"use {DEFAULT_STORE}; older runs move with "
-            f"'mlflow migrate-filestore --source mlruns --target {DEFAULT_STORE}'",
+            f"use {DEFAULT_STORE}; '{MIGRATE}' makes older runs readable again",
         )
     raise UsageError(
         f"experiments cannot be stored by {parts.scheme!r}",

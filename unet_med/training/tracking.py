@@ -67,6 +67,18 @@ from unet_med.training.store import (
 if TYPE_CHECKING:
     import numpy as np
 
+__all__ = [
+    "ALIAS",
+    "LEFTOVER_REMEDY",
+    "MlflowTracker",
+    "NullTracker",
+    "Status",
+    "Tracker",
+    "leftover_file_store",
+    "open_tracker",
+    "review_lines",
+]
+
 logger = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]

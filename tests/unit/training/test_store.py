@@ -28,7 +28,7 @@ def test_a_server_keeps_its_address_and_shows_no_password() -> None:
 
 @pytest.mark.parametrize("store", ["./mlruns", "mlruns", "file:///data/mlruns"])
 def test_the_old_file_store_is_refused_with_the_way_out(store: str) -> None:
-    with pytest.raises(UsageError, match=r"mlflow migrate-filestore --source mlruns --target sqlite:///mlflow\.db"):
+    with pytest.raises(UsageError, match=r"mlflow migrate-filestore --source mlruns --target sqlite:///older\.db"):
         resolve_store(store)
 
 
