@@ -18,6 +18,7 @@ is ``None`` and the case is counted in ``n_hd95_undefined``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -284,7 +285,7 @@ def match_objects(mask: IntArray, label: IntArray) -> dict[str, Any]:
         pairs = _best_pairs(overlap, threshold)
         matched[f"{threshold:.2f}"] = len(pairs)
         if threshold == AP_THRESHOLDS[0]:
-            iou_sum = float(pairs.sum())
+            iou_sum = math.fsum(pairs)
     return {"n_mask": n_mask, "n_label": n_label, "matched": matched, "iou_sum": iou_sum}
 
 

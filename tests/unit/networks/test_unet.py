@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from unet_med.config import Network
+from unet_med.errors import ModelError
+from unet_med.networks import admissible_patch, build_network, context_voxels
+
+
+def network(dims: int = 2, **changes: Any) -> Network:
+    values: dict[str, Any] = {
+        "features": (4, 8, 16),
+        "strides": ((1,) * dims, (2,) * dims, (2,) * dims),
+        "kernels": ((3,) * dims,) * 3,
+    }
+    return Network(**(values | changes))
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"downsampling": "maxpool"},
+        {"upsampling": "interpolate"},
+        {"norm": "batch", "activation": "relu"},
+        {"norm": "none", "dropout": 0.5},
+        {"convolutions_per_level": 1},
+        {"convolutions_per_level": 3},
+        {"deep_supervision": True},
+        {"style": "classic"},
+        {"style": "classic", "convolutions_per_level": 1},
+    ],
+    ids=str,
+)
+def test_logits_have_the_size_of_the_patch(dims: int, changes: dict[str, Any]) -> None:
+    config = network(dims, **changes)
+    module = build_network(config, dims, 2, 3).eval()
+    patch = admissible_patch(config, dims, (8,) * dims)
+    context = context_voxels(config, dims)
+    x = torch.randn(2, 2, *(n + 2 * c for n, c in zip(patch, context, strict=True)))
+    with torch.no_grad():
+        logits = module(x)
+    assert logits.shape == (2, 3, *patch)
+    assert torch.isfinite(logits).all()
+
+
+def test_2015_maps_572_pixels_to_388() -> None:
+    config = Network(
+        style="classic",
+        features=(2, 2, 2, 2, 2),
+        strides=((1, 1), *[(2, 2)] * 4),
+        kernels=((3, 3),) * 5,
+    )
+    with torch.no_grad():
+        assert build_network(config, 2, 1, 2)(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
+        with pytest.raises(ModelError, match="does not fit") as caught:
+            build_network(config, 2, 1, 2)(torch.zeros(1, 1, 571, 572))
+    assert "(572, 572)" in caught.value.remedy
+
+
+def test_2015_has_31_million_parameters() -> None:
+    config = Network(
+        style="classic",
+        features=(64, 128, 256, 512, 1024),
+        strides=((1, 1), *[(2, 2)] * 4),
+        kernels=((3, 3),) * 5,
+    )
+    module = build_network(config, 2, 1, 2)
+    assert parameters(module) == 31_030_658  # what every faithful copy of the 2015 network counts
+    assert not any(isinstance(m, (nn.BatchNorm2d, nn.InstanceNorm2d)) for m in module.modules())
+
+
+def test_classic_output_depends_on_its_own_window_alone() -> None:
+    """Unpadded: the logits of a voxel do not change when anything outside its context changes."""
+    config = network(style="classic")
+    module = build_network(config, 2, 1, 2).eval()
+    (margin, _) = context_voxels(config, 2)
+    patch = admissible_patch(config, 2, (12, 12))[0]
+    large = torch.randn(1, 1, patch + 4 + 2 * margin, patch + 4 + 2 * margin)
+    with torch.no_grad():
+        whole = module(large)
+        part = module(large[..., 4:, 4:])
+    torch.testing.assert_close(whole[..., 4:, 4:], part, rtol=1e-4, atol=1e-5)
+
+
+def test_deep_supervision_gives_a_tuple_in_training_only() -> None:
+    config = network(2, features=(4, 6, 8, 10), strides=((1, 1), (2, 2), (2, 1), (2, 2)), kernels=((3, 3),) * 4)
+    config = config.model_copy(update={"deep_supervision": True})
+    module = build_network(config, 2, 1, 3)
+    x = torch.randn(1, 1, 16, 16)
+    logits = module.train()(x)
+    assert isinstance(logits, tuple)
+    assert [tuple(level.shape) for level in logits] == [(1, 3, 16, 16), (1, 3, 8, 8)]
+    single = module.eval()(x)
+    torch.testing.assert_close(single, logits[0])
+
+
+def test_channels_double_on_the_way_down_and_halve_on_the_way_up() -> None:
+    module = build_network(network(features=(4, 8, 16)), 2, 1, 2)
+    shapes = {name: tuple(p.shape) for name, p in module.named_parameters() if p.dim() == 4}
+    assert shapes["encoder.0.0.0.weight"] == (4, 1, 3, 3)
+    assert shapes["encoder.2.0.0.weight"] == (16, 8, 3, 3)
+    assert shapes["upsampling.1.convolution.weight"] == (16, 8, 2, 2)
+    assert shapes["decoder.1.0.0.weight"] == (8, 16, 3, 3)
+    assert shapes["heads.0.weight"] == (2, 4, 1, 1)
+
+
+def test_interpolation_after_the_convolution_is_interpolation_before_it() -> None:
+    module = build_network(network(upsampling="interpolate"), 2, 1, 2)
+    up = module.upsampling[0]
+    x = torch.randn(1, 8, 5, 6)
+    bigger = nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(up(x), up.convolution(bigger), rtol=1e-4, atol=1e-5)
+
+
+def test_he_initialisation_keeps_the_variance() -> None:
+    torch.manual_seed(0)
+    module = build_network(network(norm="none", features=(32, 64, 128)), 2, 1, 2).eval()
+    with torch.no_grad():
+        assert 0.3 < float(module(torch.randn(1, 1, 64, 64)).std()) < 4.0
+
+
+def test_wrong_input_is_explained() -> None:
+    module = build_network(network(), 2, 2, 2)
+    with pytest.raises(ModelError, match="made for 2 channels, the input has 1"):
+        module(torch.randn(1, 1, 16, 16))
+    with pytest.raises(ModelError, match=r"does not fit the strides.*pad it to \(20, 16\)"):
+        module(torch.randn(1, 2, 18, 16))
+    with pytest.raises(ModelError, match="2-D network"):
+        module(torch.randn(1, 2, 16, 16, 16))
+    with pytest.raises(ModelError, match="pad it to"):
+        build_network(network(style="classic"), 2, 1, 2)(torch.randn(1, 1, 8, 8))
+
+
+def test_every_parameter_learns() -> None:
+    for changes in ({"deep_supervision": True}, {"style": "classic"}):
+        module = build_network(network(**changes), 2, 1, 2)
+        logits = module(torch.randn(2, 1, 44, 44))
+        levels = logits if isinstance(logits, tuple) else (logits,)
+        sum(level.square().mean() for level in levels).backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_dropout_is_for_training_only() -> None:
+    module = build_network(network(dropout=0.5), 2, 1, 2)
+    x = torch.randn(1, 1, 16, 16)
+    assert not torch.equal(module.train()(x), module(x))
+    assert torch.equal(module.eval()(x), module(x))

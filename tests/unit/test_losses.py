@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from unet_med.config import Loss
+from unet_med.errors import ConfigError
+from unet_med.labels import LabelMap
+from unet_med.losses import border_weight_map, build_loss
+
+LABELS = LabelMap.from_names({"background": 0, "a": 1, "b": 2})
+REGIONS = LabelMap.from_names({"background": 0, "a": 1, "b": 2}, {"whole": [1, 2], "core": [2]})
+KINDS = ("dice_focal", "dice", "focal", "cross_entropy", "dice_ce", "jaccard", "tversky", "border_cross_entropy")
+
+
+def config(kind: str = "dice_focal", **changes: object) -> Loss:
+    return Loss(**({"kind": kind, "class_weights": None} | changes))
+
+
+def certain(target: torch.Tensor, outputs: int, regions: bool) -> torch.Tensor:
+    """Logits that are sure of the truth."""
+    if regions:
+        return torch.stack([(target >= 1), (target == 2)], dim=1).float() * 80 - 40
+    return torch.nn.functional.one_hot(target, outputs).movedim(-1, 1).float() * 80
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["softmax", "regions"])
+def test_the_truth_costs_nothing_and_its_opposite_much(kind: str, labels: LabelMap) -> None:
+    torch.manual_seed(0)
+    target = torch.randint(0, 3, (2, 8, 9))
+    loss = build_loss(config(kind), labels)
+    logits = certain(target, 3, bool(labels.regions))
+    assert float(loss(logits, target)) < 1e-3
+    assert float(loss(-logits, target)) > 0.6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["softmax", "regions"])
+@pytest.mark.parametrize("value", [0, 2])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 200.0])
+def test_batches_of_one_label_are_finite(kind: str, labels: LabelMap, value: int, scale: float) -> None:
+    torch.manual_seed(0)
+    logits = (torch.randn(2, labels.outputs, 4, 4, 4) * scale).requires_grad_()
+    for changes in (
+        {},
+        {"batch_dice": False},
+        {"focal_gamma": 0.5},
+        {"class_weights": (0.0,) + (1.0,) * (labels.outputs - 1)},
+    ):
+        loss = build_loss(config(kind, **changes), labels)(logits, torch.full((2, 4, 4, 4), value))
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert math.isfinite(float(loss.detach()))
+        assert torch.isfinite(gradient).all()
+
+
+def test_parts_name_the_terms_and_weights_mix_them() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 6, 6), torch.randint(0, 3, (2, 6, 6))
+    loss = build_loss(config("dice_focal", dice_weight=0.5, pixel_weight=3.0), LABELS)
+    total = float(loss(logits, target))
+    assert set(loss.parts) == {"dice", "focal"}
+    assert total == pytest.approx(0.5 * loss.parts["dice"] + 3.0 * loss.parts["focal"], rel=1e-5)
+    alone = build_loss(config("dice", dice_weight=0.5), LABELS)
+    assert float(alone(logits, target)) == pytest.approx(loss.parts["dice"], rel=1e-6)
+
+
+def test_deep_supervision_halves_the_weight_of_each_level() -> None:
+    torch.manual_seed(0)
+    target = torch.randint(0, 3, (2, 8, 8))
+    levels = tuple(torch.randn(2, 3, n, n) for n in (8, 4, 2))
+    loss = build_loss(config("cross_entropy"), LABELS)
+    single = [float(loss(level, target)) for level in levels]
+    together = float(loss(levels, target))
+    assert together == pytest.approx((4 * single[0] + 2 * single[1] + single[2]) / 7, rel=1e-5)
+    assert loss.parts["cross_entropy"] == pytest.approx(together, rel=1e-5)
+    assert float(loss((levels[0],), target)) == pytest.approx(single[0])
+
+
+def test_coarser_levels_see_the_label_at_their_centres() -> None:
+    target = torch.zeros(1, 6, dtype=torch.int64)
+    target[0, [1, 4]] = torch.tensor([1, 2])
+    logits = certain(torch.tensor([[1, 2]]), 3, regions=False)  # two voxels, each three fine ones long
+    assert float(build_loss(config("cross_entropy"), LABELS)(logits, target)) < 1e-6
+
+
+def test_class_weights_are_of_outputs() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 6, 6), torch.randint(0, 3, (2, 6, 6))
+    loss = build_loss(config("cross_entropy", class_weights=(0.5, 2.0, 3.0)), LABELS)
+    expected = torch.nn.functional.cross_entropy(logits, target, torch.tensor([0.5, 2.0, 3.0]))
+    torch.testing.assert_close(loss(logits, target), expected)
+
+
+def test_the_weight_map_is_added_to_the_class_weight() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(1, 3, 6, 6), torch.randint(0, 3, (1, 6, 6))
+    weight = torch.rand(1, 6, 6) * 10
+    loss = build_loss(config("border_cross_entropy", class_weights=(0.5, 2.0, 3.0)), LABELS)
+    each = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    total = torch.tensor([0.5, 2.0, 3.0])[target] + weight
+    torch.testing.assert_close(loss(logits, target, weight), (each * total).sum() / total.sum())
+    regions = build_loss(config("border_cross_entropy"), REGIONS)
+    assert float(regions(logits[:, :2], target, weight)) > 0
+
+
+def test_half_precision_logits_give_a_float32_loss() -> None:
+    logits, target = torch.randn(1, 3, 6, 6).bfloat16().requires_grad_(), torch.randint(0, 3, (1, 6, 6))
+    loss = build_loss(config(), LABELS)(logits, target)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("weights", "labels", "says"),
+    [
+        ("auto", LABELS, "still 'auto'"),
+        ((1.0, 1.0), LABELS, "do not fit 3 outputs"),
+        ((0.0, 0.0, 0.0), LABELS, "do not fit 3 outputs"),
+        ((1.0, 1.0, 1.0), REGIONS, "do not fit 2 outputs"),
+        (None, LabelMap(()), "no label to learn"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(weights: object, labels: LabelMap, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        build_loss(config(class_weights=weights), labels)
+    assert caught.value.remedy
+
+
+# ---- border weights -----------------------------------------------------------------------------------------------
+
+
+def by_definition(objects: np.ndarray, w0: float, sigma: float) -> np.ndarray:
+    numbers = [n for n in np.unique(objects) if n != 0]
+    if len(numbers) < 2:
+        return np.zeros(objects.shape)
+    distances = np.sort([ndimage.distance_transform_edt(objects != n) for n in numbers], axis=0)
+    return np.where(objects == 0, w0 * np.exp(-((distances[0] + distances[1]) ** 2) / (2 * sigma**2)), 0)
+
+
+@pytest.mark.parametrize(("shape", "sigma"), [((60, 50), 5.0), ((24, 20, 16), 2.0)])
+def test_border_weights_are_those_of_2015(shape: tuple[int, ...], sigma: float) -> None:
+    rng = np.random.default_rng(0)
+    objects = np.zeros(shape, dtype=np.int32)
+    for number in (3, 7, 8, 20, 500):
+        corner = [int(rng.integers(0, n - 6)) for n in shape]
+        objects[tuple(slice(c, c + 5) for c in corner)] = number
+    weights = border_weight_map(objects, w0=10.0, sigma_voxels=sigma)
+    assert weights.dtype == np.float32
+    assert float(weights.max()) > 0.01
+    np.testing.assert_allclose(weights, by_definition(objects, 10.0, sigma), atol=1e-6)
+
+
+def test_border_weights_peak_in_the_gap() -> None:
+    objects = np.zeros((30, 30), dtype=np.uint8)
+    objects[:, :14] = 1
+    objects[:, 15:] = 2
+    weights = border_weight_map(objects)
+    assert weights[15, 14] == pytest.approx(10 * math.exp(-4 / 50))
+    assert np.count_nonzero(weights) == 30
+
+
+@pytest.mark.parametrize("fill", [0, 1])
+def test_fewer_than_two_objects_have_no_border(fill: int) -> None:
+    objects = np.zeros((9, 9), dtype=np.int64)
+    objects[2:5, 2:5] = fill
+    assert not border_weight_map(objects).any()
+    assert not border_weight_map(np.full((4, 4), fill)).any()

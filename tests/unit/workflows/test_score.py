@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from unet_med.errors import NothingUsableError, UsageError
+from unet_med.workflows.score import score
+
+SPACING = np.diag([2.0, 1.0, 0.5, 1.0])
+
+
+def ball(shift: int = 0, value: int = 1, dtype: type = np.uint8) -> np.ndarray:
+    array = np.zeros((12, 14, 16), dtype=dtype)
+    array[3:7, 4 + shift : 9 + shift, 5:11] = value
+    return array
+
+
+def save(folder: Path, name: str, array: np.ndarray, affine: np.ndarray = SPACING) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "masks", tmp_path / "truth"
+
+
+def listing(*roots: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for root in roots for path in root.rglob("*") if path.is_file()}
+
+
+def test_pairs_by_stem_and_scores_in_millimetres(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    save(masks, "x.nii.gz", ball(1))
+    save(truth, "x.nii", ball(0).astype(np.int16))
+    save(masks, "only_mask.nii.gz", ball())
+    save(truth, "only_truth.nii.gz", ball())
+    before = listing(*folders)
+    outcome = score(masks, truth)
+    result = outcome.result
+    json.dumps(result, allow_nan=False)
+    assert outcome.exit_code == 0
+    assert (result["n_cases"], result["cases"][0]["id"]) == (1, "x")
+    assert result["per_label"]["label_1"]["dice"] == pytest.approx(0.8)
+    assert result["cases"][0]["hd95_mm"]["label_1"] == pytest.approx(1.0)
+    assert result["mean"]["nsd"] == 1.0
+    assert score(masks, truth, tolerance_mm=0.5).result["mean"]["nsd"] < 1.0
+    assert result["unpaired"] == {"predictions": ["only_mask"], "references": ["only_truth"]}
+    assert any("only_truth" in line for line in outcome.lines)
+    assert listing(*folders) == before
+
+
+def test_a_mask_elsewhere_is_refused_and_the_others_are_scored(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    elsewhere = SPACING.copy()
+    elsewhere[0, 3] = 30.0
+    for name, mask, affine in (("a", ball(), SPACING), ("b", ball(), elsewhere), ("c", ball()[1:], SPACING)):
+        save(masks, f"{name}.nii.gz", mask, affine)
+        save(truth, f"{name}.nii.gz", ball())
+    outcome = score(masks, truth)
+    assert outcome.exit_code == 3
+    assert [case["id"] for case in outcome.result["cases"]] == ["a"]
+    assert [(entry["id"], entry["status"]) for entry in outcome.result["refused"]] == [
+        ("b", "refused"),
+        ("c", "refused"),
+    ]
+    assert "elsewhere" in outcome.result["refused"][0]["reason"]
+    assert "shape" in outcome.result["refused"][1]["reason"]
+    alone = score(masks / "b.nii.gz", truth / "b.nii.gz")
+    assert (alone.exit_code, alone.result["n_cases"]) == (3, 0)
+
+
+def test_the_same_place_in_another_axis_order_is_compared(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    save(truth, "x.nii.gz", ball())
+    turned = np.ascontiguousarray(ball().transpose(2, 0, 1)[::-1])
+    affine = np.zeros((4, 4))
+    affine[:3, :3] = SPACING[:3, :3][:, [2, 0, 1]]
+    affine[:3, 0] *= -1
+    affine[2, 3] = 0.5 * (ball().shape[2] - 1)
+    affine[3, 3] = 1
+    save(masks, "x.nii.gz", turned, affine)
+    assert score(masks, truth).result["mean"]["dice"] == 1.0
+
+
+def test_labels_are_those_of_the_references_with_names_of_the_sidecar(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    both = ball() + ball(5, 7)
+    save(truth, "x.nii.gz", ball() + ball(5, 2))
+    save(truth, "y.nii.gz", ball())
+    for name in ("x", "y"):
+        save(masks, f"{name}.nii.gz", both)
+    (masks / "x.json").write_text(json.dumps({"labels": [{"value": 1, "name": "liver"}, {"value": 7, "name": "no"}]}))
+    (truth / "y.json").write_text("not JSON")
+    outcome = score(masks, truth)
+    result = outcome.result
+    assert list(result["per_label"]) == ["liver", "label_2"]
+    assert result["per_label"]["label_2"]["n_empty"] == 1
+    assert result["per_label"]["label_2"]["n_hd95_undefined"] == 1
+    assert result["notes"] == [f"{name}: values that no reference has are not scored: [7]" for name in ("x", "y")]
+
+
+@pytest.mark.parametrize(("value", "true_value"), [(1, 255), (255, 1)])
+def test_pictures_with_0_and_255_agree_with_0_and_1(folders: tuple[Path, Path], value: int, true_value: int) -> None:
+    masks, truth = folders
+    masks.mkdir()
+    truth.mkdir()
+    for name, filled in (("x", 1), ("empty", 0)):
+        Image.fromarray(ball(value=value)[4]).save(masks / f"{name}.png")
+        tifffile.imwrite(truth / f"{name}.tif", ball(value=true_value)[4] * filled, photometric="minisblack")
+    outcome = score(masks, truth)
+    row = outcome.result["per_label"][f"label_{true_value}"]
+    assert [case["dice"][f"label_{true_value}"] for case in outcome.result["cases"]] == [0.0, 1.0]
+    assert row["n_hd95_undefined"] == 1
+    assert outcome.result["mean"]["hd95_mm"] is None
+    assert outcome.result["mean"]["hd95_px"] == 0.0
+    assert "HD95 px" in outcome.lines[1]
+
+
+def test_a_preview_beside_a_mask_is_no_second_mask(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    save(masks, "x.nii.gz", ball())
+    (masks / "previews").mkdir()
+    Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(masks / "previews" / "x.png")
+    save(truth, "x.nii.gz", ball())
+    assert score(masks, truth).result["mean"]["dice"] == 1.0
+
+
+def test_two_files_of_one_name_are_no_guess(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    save(masks, "x.nii.gz", ball())
+    save(truth, "x.nii.gz", ball())
+    save(truth, "x.nii", ball(1))
+    outcome = score(masks, truth)
+    assert outcome.exit_code == 3
+    assert "2 files have this name" in outcome.result["refused"][0]["reason"]
+
+
+def test_damaged_and_fractional_masks_are_refused(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    for name in ("good", "cut", "soft"):
+        save(truth, f"{name}.nii.gz", ball())
+    save(masks, "good.nii.gz", ball())
+    save(masks, "soft.nii.gz", ball().astype(np.float32) * 0.5)
+    whole = save(masks, "cut.nii.gz", np.random.default_rng(0).integers(0, 2, (30, 30, 30)).astype(np.uint8))
+    whole.write_bytes(whole.read_bytes()[:900])
+    outcome = score(masks, truth)
+    assert outcome.exit_code == 3
+    assert {entry["id"] for entry in outcome.result["refused"]} == {"cut", "soft"}
+    assert outcome.result["mean"]["dice"] == 1.0
+
+
+def test_pages_of_a_stack_are_cases(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    masks.mkdir()
+    truth.mkdir()
+    pages = ball()[2:8].astype(np.uint16)
+    for folder in folders:
+        tifffile.imwrite(folder / "movie.tif", pages, imagej=True, metadata={"axes": "TYX"})
+    result = score(masks, truth).result
+    assert result["n_cases"] == 6
+    assert result["cases"][1]["id"] == "movie-f001"
+    assert result["per_label"]["label_1"]["n_empty"] == 2
+
+
+def test_objects(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    masks.mkdir()
+    truth.mkdir()
+    label = np.zeros((20, 30), dtype=np.uint16)
+    label[2:8, 2:8], label[2:8, 9:15], label[12:18, 2:8] = 10, 20, 30
+    mask = label.copy()
+    mask[mask == 30] = 0
+    mask[12:14, 20:25] = 4
+    tifffile.imwrite(truth / "x.tif", label)
+    tifffile.imwrite(masks / "x.tif", mask)
+    outcome = score(masks, truth, task="instance")
+    instance = outcome.result["instance"]
+    assert instance["ap"]["0.50"] == pytest.approx(2 / 4)
+    assert instance["pq"] == pytest.approx(2 / 3)
+    assert set(outcome.result["per_label"]) == {"object"}
+    assert outcome.result["cases"][0]["instance"]["ap"]["0.50"] == pytest.approx(2 / 4)
+    assert any("AP@0.50 0.5000" in line for line in outcome.lines)
+
+
+def test_nothing_pairs(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    save(masks, "x.nii.gz", ball())
+    save(truth, "y.nii.gz", ball())
+    with pytest.raises(NothingUsableError, match="none of 1 masks") as caught:
+        score(masks, truth)
+    assert (caught.value.exit_code, bool(caught.value.remedy)) == (4, True)
+
+
+def test_wrong_use_is_explained(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    many = np.arange(1, 1 + 12 * 14 * 16, dtype=np.uint16).reshape(12, 14, 16)
+    save(masks, "x.nii.gz", many)
+    save(truth, "x.nii.gz", many)
+    with pytest.raises(UsageError, match="2688 different values"):
+        score(masks, truth)
+    with pytest.raises(UsageError, match="unknown task 'panoptic'"):
+        score(masks, truth, task="panoptic")
