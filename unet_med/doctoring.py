@@ -240,8 +240,9 @@ def repair(manifest: Manifest, findings: Sequence[Finding], folder: Path, progre
     kinds = {finding.kind for finding in findings}
     rounded = {finding.case for finding in findings if finding.kind == "label_floats"}
     cases = [*manifest.training, *manifest.test]
-    renumbered = _renumbering(manifest, cases, rounded) if kinds & {"values_0_255", "gaps", "label_floats"} else {}
-    labels = _renamed_labels(manifest, renumbered)
+    meant = _values_meant(manifest, cases, rounded) if kinds & {"values_0_255", "gaps", "label_floats"} else {}
+    renumbered = _renumbering(manifest, meant)
+    labels = _labels_of(manifest, meant, renumbered)
     wanted = [case for case in cases if case.case.label is not None]
     if not renumbered:
         wanted = [case for case in wanted if case.id in rounded]
@@ -258,47 +259,44 @@ def repair(manifest: Manifest, findings: Sequence[Finding], folder: Path, progre
     return Repair(corrected, tuple(case.id for case in cases if case.id in new), renumbered)
 
 
-def _renumbering(manifest: Manifest, cases: Sequence[ManifestCase], rounded: set[str]) -> dict[int, int]:
-    """Returns stored value -> new value for the whole set; empty when the values are fine as they are."""
+def _values_meant(manifest: Manifest, cases: Sequence[ManifestCase], rounded: set[str]) -> dict[int, int]:
+    """Returns each value that the label files hold (rounded, where they can be) -> the value meant by it."""
     stored: set[int] = set()
     for case in cases:
         if case.case.label is None:
             continue
-        if case.id in rounded:
-            stored.update(_whole_values(case.case.label) or ())
-        else:
-            stored.update(scan_label(case.case).values)
+        values = _whole_values(case.case.label) if case.id in rounded else scan_label(case.case).values
+        stored.update(values or ())
     mapping = manifest.label_values or {}
-    meant = {value: mapping.get(value, value) for value in stored}
+    return {value: mapping.get(value, value) for value in sorted(stored)}
+
+
+def _renumbering(manifest: Manifest, meant: Mapping[int, int]) -> dict[int, int]:
+    """Returns stored value -> new value for the whole set; empty when the values are fine as they are."""
     foreground = sorted(set(meant.values()) - {0})
-    known = set(manifest.labels.values()) | {0}
-    if manifest.task == "instance" or foreground == list(range(1, len(foreground) + 1)):
-        return {}
-    if set(foreground) <= known and sorted(known) == list(range(len(known))):
+    known = sorted({*manifest.labels.values(), 0})
+    without_gap = foreground == list(range(1, len(foreground) + 1))
+    declared = set(foreground) <= set(known) and known == list(range(len(known)))
+    if manifest.task == "instance" or without_gap or declared:
         return {}
     order = {value: number for number, value in enumerate(foreground, start=1)} | {0: 0}
-    return {value: order[target] for value, target in sorted(meant.items())}
+    return {stored: order[value] for stored, value in meant.items()}
 
 
-def _renamed_labels(manifest: Manifest, renumbered: Mapping[int, int]) -> dict[str, int]:
-    """Label names under their new values; a name made of the old value follows it."""
-    if not renumbered:
-        return _filled(manifest.labels) if manifest.task == "semantic" else dict(manifest.labels)
-    mapping = manifest.label_values or {}
-    moved = {mapping.get(stored, stored): new for stored, new in renumbered.items()}
+def _labels_of(manifest: Manifest, meant: Mapping[int, int], renumbered: Mapping[int, int]) -> dict[str, int]:
+    """Label names under their new values; a name made of the old value follows it, a new value gets a name."""
+    if manifest.task == "instance":
+        return dict(manifest.labels)
+    moved = {value: renumbered.get(stored, value) for stored, value in meant.items()}
     names = {value: name for name, value in manifest.labels.items()}
+    if not renumbered:
+        moved |= {value: value for value in names}
     labels = {names.get(0, "background"): 0}
     for old, new in sorted(moved.items(), key=lambda item: item[1]):
         if new != 0:
             name = names.get(old, f"label_{old}")
             labels[f"label_{new}" if name == f"label_{old}" else name] = new
     return labels
-
-
-def _filled(labels: Mapping[str, int]) -> dict[str, int]:
-    """Names for the values up to the highest, so that a set whose labels could not be read before has some."""
-    names = {value: name for name, value in labels.items()}
-    return {names.get(value, f"label_{value}" if value else "background"): value for value in range(max(names) + 1)}
 
 
 def _whole_values(label: SourceRef) -> set[int] | None:
