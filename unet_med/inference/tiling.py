@@ -45,7 +45,7 @@ def gaussian_weight(window: Sequence[int], sigma: float) -> torch.Tensor:
     weight = torch.ones(())
     for size in window:
         weight = weight[..., None] * _gaussian(size, sigma)
-    return weight
+    return weight.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def sliding_window_logits(
