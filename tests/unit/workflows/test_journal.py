@@ -1,0 +1,222 @@
+"""An output folder remembers its job, its finished cases, and who works on what."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from unet_med.errors import UsageError
+from unet_med.workflows import journal as journal_module
+from unet_med.workflows.journal import Journal, input_state, open_job, same_input
+
+JOB = {"command": "predict", "model_sha256": ["abc"], "options": {"tta": False}}
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(b"voxels")
+    return path
+
+
+def _finish(
+    journal: Journal, case_id: str, scan: Path, status: str = "done", names: tuple[str, ...] = ("mask",)
+) -> None:
+    claim = journal.claim(case_id)
+    assert claim is not None
+    staged = []
+    for name in names:
+        path = claim.staging / f"{case_id}.{name}"
+        path.write_text(name, encoding="utf-8")
+        staged.append(path)
+    record = {"id": case_id, "status": status, "outputs": [path.name for path in staged], "input": input_state([scan])}
+    journal.finish(claim, record, staged)
+
+
+def test_a_finished_case_is_finished_for_the_next_start(tmp_path: Path, scan: Path) -> None:
+    out = tmp_path / "out"
+    journal = open_job(out, JOB, overwrite=False)
+    assert journal.fresh
+    assert not journal.is_done("a", [scan])
+    _finish(journal, "a", scan)
+    assert (out / "a.mask").read_text(encoding="utf-8") == "mask"
+    again = open_job(out, JOB, overwrite=False)
+    assert not again.fresh
+    assert again.is_done("a", [scan])
+    assert sorted(path.name for path in (out / "journal").iterdir()) == ["a.done.json"]
+
+
+def test_a_case_is_done_again_when_its_input_or_its_mask_changed(tmp_path: Path, scan: Path) -> None:
+    journal = open_job(tmp_path / "out", JOB, overwrite=False)
+    _finish(journal, "a", scan)
+    os.utime(scan, (1, 1))
+    assert journal.is_done("a", [scan])  # touched, but the same bytes
+    scan.write_bytes(b"voxelz")
+    assert not journal.is_done("a", [scan])
+    _finish(journal, "a", scan)
+    (tmp_path / "out" / "a.mask").unlink()
+    assert not journal.is_done("a", [scan])
+
+
+def test_what_a_case_no_longer_makes_is_removed(tmp_path: Path, scan: Path) -> None:
+    out = tmp_path / "out"
+    journal = open_job(out, JOB, overwrite=False)
+    _finish(journal, "a", scan, names=("mask", "extra"))
+    _finish(journal, "a", scan, status="refused", names=())
+    assert not list(out.glob("a.*"))
+
+
+def test_refused_cases_are_tried_again_by_the_next_start_only(tmp_path: Path, scan: Path) -> None:
+    journal = open_job(tmp_path / "out", JOB, overwrite=False)
+    _finish(journal, "a", scan, status="refused", names=())
+    assert journal.is_done("a", [scan])
+    time.sleep(0.01)
+    assert not open_job(tmp_path / "out", JOB, overwrite=False).is_done("a", [scan])
+
+
+def test_another_job_is_refused_and_named(tmp_path: Path) -> None:
+    open_job(tmp_path / "out", JOB, overwrite=False)
+    with pytest.raises(UsageError, match=r"another job \(another model sha256\).*--overwrite"):
+        open_job(tmp_path / "out", {**JOB, "model_sha256": ["def"]}, overwrite=False)
+
+
+def test_foreign_files_are_refused_and_never_deleted(tmp_path: Path, scan: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.docx").write_text("years of work", encoding="utf-8")
+    with pytest.raises(UsageError, match="1 other file already"):
+        open_job(out, JOB, overwrite=False)
+    journal = open_job(out, JOB, overwrite=True)
+    _finish(journal, "a", scan)
+    open_job(out, {**JOB, "model_sha256": ["def"]}, overwrite=True)
+    assert (out / "thesis.docx").exists()
+    assert not (out / "a.mask").exists()
+    assert sorted(path.name for path in out.iterdir()) == ["journal", "journal.json", "thesis.docx"]
+
+
+def test_a_file_is_no_output_folder(tmp_path: Path, scan: Path) -> None:
+    with pytest.raises(UsageError, match="is a file"):
+        open_job(scan, JOB, overwrite=False)
+
+
+def test_overwriting_reaches_nothing_outside_the_folder(tmp_path: Path, scan: Path) -> None:
+    out = tmp_path / "out"
+    journal = open_job(out, JOB, overwrite=False)
+    _finish(journal, "a", scan)
+    record = out / "journal" / "a.done.json"
+    content = json.loads(record.read_text(encoding="utf-8"))
+    record.write_text(json.dumps({**content, "outputs": ["../scan.nii.gz"]}), encoding="utf-8")
+    open_job(out, JOB, overwrite=True)
+    assert scan.exists()
+
+
+def test_a_case_is_claimed_once(tmp_path: Path) -> None:
+    one = open_job(tmp_path / "out", JOB, overwrite=False)
+    two = open_job(tmp_path / "out", JOB, overwrite=False)
+    claim = one.claim("a")
+    assert claim is not None
+    assert two.claim("a") is None
+    assert two.is_claimed("a")
+    with pytest.raises(UsageError, match="another process is working"):
+        open_job(tmp_path / "out", JOB, overwrite=True)
+    one.release(claim)
+    one.release(claim)
+    assert two.claim("a") is not None
+
+
+def _claim_and_die(out: Path) -> None:
+    script = (
+        "import sys, os, json; from pathlib import Path; from unet_med.workflows.journal import open_job;"
+        "journal = open_job(Path(sys.argv[1]), json.loads(sys.argv[2]), False);"
+        "claim = journal.claim('a'); (claim.staging / 'half.nii.gz').write_text('x'); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(out), json.dumps(JOB)], check=False).returncode == 9
+
+
+def test_a_dead_claim_is_taken_over_and_deaths_are_counted(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _claim_and_die(out)
+    _claim_and_die(out)
+    journal = open_job(out, JOB, overwrite=False)
+    assert not journal.is_claimed("a")
+    claim = journal.claim("a")
+    assert claim is not None
+    assert claim.deaths == 2
+    assert journal.died(claim).deaths == 3
+    assert not list(out.rglob("half*"))
+    journal.release(claim)
+    assert not list((out / "journal").iterdir())
+
+
+def test_a_claim_of_another_machine_dies_with_its_heartbeat(tmp_path: Path) -> None:
+    journal = open_job(tmp_path / "out", JOB, overwrite=False)
+    path = tmp_path / "out" / "journal" / "a.claim.json"
+    path.write_text(json.dumps({"machine": "elsewhere", "pid": 1, "started": 0.0, "token": "t", "deaths": 0}))
+    assert journal.claim("a") is None
+    old = time.time() - journal_module.DEAD_SECONDS - 5
+    os.utime(path, (old, old))
+    claim = journal.claim("a")
+    assert claim is not None
+    assert claim.deaths == 1
+
+
+def test_a_claim_of_a_number_that_was_given_again_is_dead(tmp_path: Path) -> None:
+    journal = open_job(tmp_path / "out", JOB, overwrite=False)
+    path = tmp_path / "out" / "journal" / "a.claim.json"
+    content = {**journal._us, "started": psutil.Process().create_time() - 500, "token": "t", "deaths": 0}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert journal.claim("a") is not None
+
+
+def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "BEAT_SECONDS", 0.02)
+    journal = open_job(tmp_path / "out", JOB, overwrite=False)
+    claim = journal.claim("a")
+    path = tmp_path / "out" / "journal" / "a.claim.json"
+    os.utime(path, (1, 1))
+    deadline = time.monotonic() + 5
+    while path.stat().st_mtime < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.stat().st_mtime > 2
+    assert claim is not None
+    journal.release(claim)
+
+
+def test_an_unfinished_begin_leaves_nothing(tmp_path: Path) -> None:
+    open_job(tmp_path / "out", JOB, overwrite=False).discard()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_of_files_is_private(tmp_path: Path, scan: Path) -> None:
+    journal = open_job(tmp_path / "out", JOB, overwrite=False)
+    journal.write_file_table({"a": (scan,)})
+    path = tmp_path / "out" / "journal" / "files.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [str(scan)]}
+    if os.name == "posix":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_file_system_without_links_still_claims_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(95, "not supported")
+
+    monkeypatch.setattr(journal_module.os, "link", no_links)
+    journal = open_job(tmp_path / "out", JOB, overwrite=False)
+    assert journal.claim("a") is not None
+    assert journal.claim("a") is None
+
+
+def test_a_missing_file_is_not_the_same_input(scan: Path) -> None:
+    state = input_state([scan])
+    assert same_input(state, [scan])
+    assert not same_input(None, [scan])
+    scan.unlink()
+    assert not same_input(state, [scan])
