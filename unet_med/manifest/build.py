@@ -104,7 +104,7 @@ def build_manifest(
     left += skipped
     if not any(draft.case.label is not None for draft in drafts):
         raise NothingUsableError(
-            f"{len(drafts)} images were found, and no label that belongs to one of them", remedy=CONVENTIONS
+            f"images found: {len(drafts)}, but no label that belongs to one of them", remedy=CONVENTIONS
         )
     drafts = _hashed(follow(drafts, "hashing"))
     drafts, group_notes = _grouped(drafts, options, table)

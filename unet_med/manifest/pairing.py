@@ -112,7 +112,7 @@ def _nothing(discovery: Discovery, pairing: Pairing) -> str:
     if len(refused) == len(discovery.sources):
         return f"none of the {len(refused)} images found can be used (the first, {refused[0].id}: {refused[0].reason})"
     first = f" ({pairing.left_over[0][0]}: {pairing.left_over[0][1]})" if pairing.left_over else ""
-    return f"{len(discovery.sources)} images were found, but none is known to be the image of a case{first}"
+    return f"images found: {len(discovery.sources)}, but none is known to be the image of a case{first}"
 
 
 # ---- what a path says -----------------------------------------------------------------------------------------------
