@@ -109,7 +109,7 @@ def score_cases(
     cases: Sequence[ManifestCase],
     device: str = "auto",
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Predicts and scores cases in this process; nothing is written.
 
     Args:
@@ -119,7 +119,7 @@ def score_cases(
         progress: Wraps the cases to show how far it is.
 
     Returns:
-        The content of ``metrics.json``; cases that are refused are listed in ``refused``.
+        What :func:`unet_med.metrics.summarise` takes, and the refused cases with their reasons.
     """
     from unet_med.inference.casework import score_case
     from unet_med.inference.predictor import Predictor
@@ -134,7 +134,7 @@ def score_cases(
             refused.append({"id": case.id, "reason": error.what})
             continue
         scored.append({"id": case.id, "labels": labels})
-    return summarise(scored) | {"refused": refused}
+    return scored, refused
 
 
 def _finish(

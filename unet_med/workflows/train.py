@@ -26,6 +26,7 @@ from unet_med.inference.device import choose_device, precision_name
 from unet_med.io.atomic import whole_file, write_json
 from unet_med.labels import LabelMap
 from unet_med.manifest import Manifest, ManifestCase, load_manifest, verify
+from unet_med.metrics import summarise
 from unet_med.overlays import outline_preview
 from unet_med.planning import Plan, make_plan
 from unet_med.training.loop import FitResult, Trainer, fit
@@ -54,11 +55,13 @@ class FoldOutcome:
 
     Attributes:
         metrics: Scores of the last model on the held-out cases (``metrics.json``).
+        scored: The scores of each of these cases, for a summary over folds.
         refused: Number of cases left out.
         lines: For the terminal.
     """
 
     metrics: dict[str, Any]
+    scored: list[dict[str, Any]]
     refused: int
     lines: list[str]
 
@@ -143,13 +146,13 @@ def _train_fold(
 ) -> FoldOutcome:
     usable, refused = _verified(cases.training)
     held_out, changed = _verified(cases.held_out)
-    plan = make_plan(
-        config, manifest, memory_gb=session.memory_gb, device=session.device.type, cases=usable, progress=track
-    )
+    plan, unreadable = _plan(config, manifest, usable, session)
+    refused = (*refused, *unreadable)
     labels = LabelMap.from_names(_labels(plan.config), plan.config.regions)
     _write_plan(folder, plan)
     cache = session.out / "cache"
-    training = prepare_cases(usable, plan.config, labels, cache, track)
+    bad = {case_id for case_id, _ in refused}
+    training = prepare_cases([case for case in usable if case.id not in bad], plan.config, labels, cache, track)
     validation = prepare_cases(held_out, plan.config, labels, cache, track)
     tracker = _open_tracker(plan.config, f"{config.name}-{cases.name}", session.journal, cases.name, session.parent)
     write_json(session.out / _JOURNAL, session.journal, _JOURNAL)
@@ -169,7 +172,30 @@ def _train_fold(
     tracker.finish("FINISHED")
     everything = (*refused, *changed, *training.refused, *validation.refused)
     lines = [f"left out {case_id}: {error}" for case_id, error in everything] + outcome.lines
-    return FoldOutcome(outcome.metrics, len(everything), [*lines, *review_lines(config.tracking, tracker)])
+    return FoldOutcome(
+        outcome.metrics, outcome.scored, len(everything), [*lines, *review_lines(config.tracking, tracker)]
+    )
+
+
+def _plan(
+    config: PipelineConfig, manifest: Manifest, cases: Sequence[ManifestCase], session: _Session
+) -> tuple[Plan, list[tuple[str, UnetMedError]]]:
+    """Plans on the cases that can be read; the others are refused one by one."""
+    refused: list[tuple[str, UnetMedError]] = []
+    while True:
+        bad = {case_id for case_id, _ in refused}
+        left = [case for case in cases if case.id not in bad]
+        try:
+            plan = make_plan(
+                config, manifest, memory_gb=session.memory_gb, device=session.device.type, cases=left, progress=track
+            )
+        except InputRefusedError as error:
+            if len(left) < 2 or error.where not in {case.id for case in left}:
+                raise
+            logger.warning("%s is left out: %s", case_tag(error.where), error.what)
+            refused.append((error.where, error))
+        else:
+            return plan, refused
 
 
 def _fit_and_score(
@@ -221,8 +247,12 @@ def _fit_and_score(
         overlay_ids=[case.id for case in drawn],
         progress=track,
     )
-    meta = _meta(plan, manifest, cases, result, session.device)
-    metrics = _score_last(config, result, meta, held_out, folder, session)
+    used = {case.id for case in training.cases}
+    learnt_from = [case for case in cases.training if case.id in used]
+    meta = _meta(plan, manifest, cases, learnt_from, result, session.device)
+    save_bundle(folder / "model", config, result.last, meta)
+    scored, unscored = score_cases([folder / "model"], held_out, session.device.type, track) if held_out else ([], [])
+    metrics = summarise(scored) | {"refused": unscored}
     meta["results"] = {"held_out": {k: v for k, v in metrics.items() if k != "cases"}}
     sha256 = save_bundle(folder / "model", config, result.last, meta)
     if result.best is not None:
@@ -234,23 +264,8 @@ def _fit_and_score(
     version = tracker.bundle(
         folder / "model", config.name if config.tracking.register_model else None, _final_metrics(metrics)
     )
-    lines = _fold_lines(cases, result, metrics, trainer, sha256, folder, version)
-    return FoldOutcome(metrics, 0, lines)
-
-
-def _score_last(
-    config: PipelineConfig,
-    result: FitResult,
-    meta: dict[str, Any],
-    held_out: Sequence[ManifestCase],
-    folder: Path,
-    session: _Session,
-) -> dict[str, Any]:
-    """Scores the last model on the held-out cases, on their own grids, exactly as ``evaluate`` does."""
-    if not held_out:
-        return {"n_cases": 0, "mean": {}, "per_label": {}, "cases": []}
-    save_bundle(folder / "model", config, result.last, meta)
-    return score_cases([folder / "model"], held_out, device=session.device.type, progress=track)
+    lines = _fold_lines(cases, len(learnt_from), result, metrics, trainer, sha256, folder, version)
+    return FoldOutcome(metrics, scored, 0, lines)
 
 
 class _Recorder:
@@ -291,17 +306,24 @@ class _Recorder:
 # ---- what is written ------------------------------------------------------------------------------------------------
 
 
-def _meta(plan: Plan, manifest: Manifest, cases: FoldCases, result: FitResult, device: torch.device) -> dict[str, Any]:
+def _meta(
+    plan: Plan,
+    manifest: Manifest,
+    cases: FoldCases,
+    learnt_from: Sequence[ManifestCase],
+    result: FitResult,
+    device: torch.device,
+) -> dict[str, Any]:
     return {
         "tool_version": __version__,
         "torch_version": torch.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device.type,
         "training": {
-            "case_sha256": [case.sha256["image"] for case in cases.training],
+            "case_sha256": [case.sha256["image"] for case in learnt_from],
             "data_digest": manifest.digest,
             "modality": manifest.modality,
-            "n_cases": len(cases.training),
+            "n_cases": len(learnt_from),
             "fold": cases.name,
             "held_out": len(cases.held_out),
             "steps": result.steps,
@@ -358,6 +380,7 @@ def _final_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def _fold_lines(
     cases: FoldCases,
+    n_cases: int,
     result: FitResult,
     metrics: Mapping[str, Any],
     trainer: Trainer,
@@ -366,7 +389,7 @@ def _fold_lines(
     version: str | None,
 ) -> list[str]:
     lines = [
-        f"{cases.name}: {len(cases.training)} cases, {result.steps} steps of {trainer.batch_size} in "
+        f"{cases.name}: {n_cases} cases, {result.steps} steps of {trainer.batch_size} in "
         f"{result.seconds / 60:.1f} min ({result.seconds_per_step:.3f} s a step, {precision_name(trainer.precision)})",
         *result.notes,
     ]
@@ -385,12 +408,9 @@ def _summary(outcomes: Mapping[str, FoldOutcome], out: Path) -> tuple[dict[str, 
     lines = [line for outcome in outcomes.values() for line in outcome.lines]
     if len(outcomes) == 1:
         return next(iter(outcomes.values())).metrics, lines
-    from unet_med.metrics import summarise
-
-    cases = [case for outcome in outcomes.values() for case in outcome.metrics["cases"]]
-    result = summarise(cases)
+    result = summarise([case for outcome in outcomes.values() for case in outcome.scored])
     result["folds"] = {name: outcome.metrics["mean"] for name, outcome in outcomes.items()}
-    lines.append(f"out of fold, {result['n_cases']} cases: Dice {result['mean']['dice']:.4f} ({out / 'metrics.json'})")
+    lines.append(f"out of fold, {result['n_cases']} cases: Dice {result['mean']['dice']} ({out / 'metrics.json'})")
     return result, lines
 
 

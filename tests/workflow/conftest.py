@@ -1,0 +1,34 @@
+"""A network trained in seconds, shared by the workflow tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from toy_set import PIPELINE, Trained, write_toy_set
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Trains the toy network once; its MLflow store is ``work/mlflow.db``. Never write into it."""
+    from unet_med.io.source import IntakeOptions
+    from unet_med.workflows.manifest import make_manifest
+    from unet_med.workflows.train import train
+
+    torch.set_num_threads(2)
+    work = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(work)
+    try:
+        data = write_toy_set(work / "data")
+        pipeline = work / "toy.yaml"
+        pipeline.write_text(yaml.safe_dump(PIPELINE), encoding="utf-8")
+        make_manifest(data, work / "M.json", folds=3, intake=IntakeOptions())
+        outcome = train(pipeline, work / "M.json", work / "RUN", fold="0", device="cpu")
+        assert outcome.exit_code == 0
+    finally:
+        os.chdir(before)
+    return Trained(work, data, work / "M.json", pipeline, work / "RUN")

@@ -1,0 +1,215 @@
+"""Training as a user meets it: what it leaves behind, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+from toy_set import PIPELINE, Trained, write_toy_set
+
+from unet_med.bundle import load_bundle
+from unet_med.config import load_config
+from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UsageError
+from unet_med.io.source import IntakeOptions
+from unet_med.training.loop import Trainer
+from unet_med.workflows.manifest import make_manifest
+from unet_med.workflows.train import train
+
+
+@pytest.fixture
+def place(tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a copy of the toy data, a short pipeline without MLflow, and a manifest."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.data, tmp_path / "data")
+    short = PIPELINE | {
+        "training": PIPELINE["training"] | {"epochs": 2, "steps_per_epoch": 2},
+        "tracking": {"enabled": False},
+    }
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(short), encoding="utf-8")
+    return tmp_path
+
+
+def go(place: Path, out: str = "RUN", **options: Any) -> Any:
+    if not (place / "M.json").exists():
+        make_manifest(place / "data", place / "M.json", folds=3, intake=IntakeOptions())
+    return train(place / "toy.yaml", place / "M.json", place / out, device="cpu", **options)
+
+
+def change_image(place: Path, name: str, change: Any) -> None:
+    path = place / "data" / "imagesTr" / name
+    image = nib.load(path)
+    values = change(image.get_fdata().astype(np.float32))
+    nib.save(nib.Nifti1Image(values, image.affine), path)
+
+
+def test_what_a_run_leaves_behind(trained: Trained) -> None:
+    metrics = json.loads((trained.run / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["n_cases"] == 2
+    assert metrics["mean"]["dice"] > 0.8
+    bundle = load_bundle(trained.run)
+    assert bundle.config.unresolved() == ()
+    assert bundle.meta["training"]["fold"] == "fold_0"
+    assert len(bundle.meta["training"]["case_sha256"]) == 4
+    assert bundle.meta["results"]["held_out"]["mean"]["dice"] == metrics["mean"]["dice"]
+    assert load_config(trained.run / "pipeline.yaml") == bundle.config
+    reasons = json.loads((trained.run / "plan.json").read_text(encoding="utf-8"))["reasons"]
+    assert reasons["loss.class_weights"]
+    assert not (trained.run / "cache").exists()
+    assert load_bundle(trained.run / "model_best").meta["validation_dice"] > 0.8
+
+
+def test_the_record_in_mlflow(trained: Trained) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{(trained.work / 'mlflow.db').as_posix()}")
+    experiment = client.get_experiment_by_name("toy")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "val/dice/mean")
+    assert [metric.step for metric in history] == [1, 2, 3]
+    assert run.data.metrics["learning_rate"] > 0
+    assert "train/loss" in run.data.metrics
+    assert client.get_model_version_by_alias("toy", "candidate").run_id == run.info.run_id
+
+
+def test_a_second_start_needs_a_word(place: Path) -> None:
+    go(place)
+    with pytest.raises(UsageError, match="--resume"):
+        go(place)
+    again = go(place, resume=True)
+    assert "finished already" in again.lines[0]
+    with pytest.raises(UsageError, match="another pipeline"):
+        go(place, resume=True, overrides=["seed=5"])
+    assert go(place, overwrite=True, overrides=["seed=5"]).exit_code == 0
+
+
+def test_a_folder_with_other_things_is_left_alone(place: Path) -> None:
+    (place / "RUN").mkdir()
+    (place / "RUN" / "thesis.txt").write_text("precious", encoding="utf-8")
+    with pytest.raises(UsageError, match="not empty"):
+        go(place)
+    assert (place / "RUN" / "thesis.txt").read_text(encoding="utf-8") == "precious"
+    assert len(list((place / "RUN").iterdir())) == 1
+
+
+@pytest.mark.parametrize("fold", ["7", "first"])
+def test_a_fold_that_does_not_exist(place: Path, fold: str) -> None:
+    with pytest.raises(UsageError, match=r"there is no fold.*use one of \[0, 1, 2\]"):
+        go(place, fold=fold)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda values: np.full_like(values, 3.0), "same value everywhere"),
+        (lambda values: np.where(values > values.max() - 1, np.nan, values), "not finite|NaN"),
+    ],
+    ids=["constant", "nan"],
+)
+def test_a_bad_image_is_left_out_and_the_others_are_used(place: Path, change: Any, reason: str) -> None:
+    change_image(place, "toy_03.nii.gz", change)
+    outcome = go(place, fold="all")
+    assert outcome.exit_code == 3
+    told = [line for line in outcome.lines if "toy_03" in line]
+    assert len(told) == 1
+    import re
+
+    assert re.search(reason, told[0])
+    assert load_bundle(place / "RUN").meta["training"]["n_cases"] == 5
+
+
+def test_a_file_changed_since_the_manifest_is_left_out(place: Path) -> None:
+    make_manifest(place / "data", place / "M.json", folds=3, intake=IntakeOptions())
+    change_image(place, "toy_02.nii.gz", lambda values: values + 1)
+    outcome = go(place, fold="all")
+    assert outcome.exit_code == 3
+    assert any("toy_02" in line and "sha256 differs" in line for line in outcome.lines)
+
+
+def test_no_usable_case_is_an_error(place: Path) -> None:
+    for number in range(6):
+        change_image(place, f"toy_{number:02d}.nii.gz", lambda values: np.zeros_like(values))
+    with pytest.raises((NothingUsableError, InputRefusedError)) as caught:
+        go(place, fold="all")
+    assert caught.value.exit_code in (3, 4)
+
+
+def test_out_of_memory_says_what_to_make_smaller(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def starve(*_: object, **__: object) -> float:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9999 bytes.")
+
+    monkeypatch.setattr(Trainer, "train_step", starve)
+    with pytest.raises(MachineError, match=r"out of memory.*sampling\.batch_size") as caught:
+        go(place)
+    assert caught.value.exit_code == 5
+
+
+def test_interrupted_and_resumed_doubles_nothing_in_mlflow(
+    place: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    shutil.copy(trained.work / "mlflow.db", place / "mlflow.db")
+    options = {
+        "overrides": ["tracking.enabled=true", "training.epochs=4", "name=resumed", "training.checkpoint_minutes=60"]
+    }
+    steps = 0
+    original = Trainer.train_step
+
+    def interrupted(self: Trainer, *args: Any) -> float:
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go(place, **options)
+    monkeypatch.setattr(Trainer, "train_step", original)
+    client = MlflowClient(f"sqlite:///{(place / 'mlflow.db').as_posix()}")
+    experiment = client.get_experiment_by_name("resumed")
+    (killed,) = client.search_runs([experiment.experiment_id])
+    assert killed.info.status == "KILLED"
+    assert [m.step for m in client.get_metric_history(killed.info.run_id, "train/loss")] == [1, 2]
+    assert go(place, resume=True, **options).exit_code == 0
+    (resumed,) = client.search_runs([experiment.experiment_id])
+    assert resumed.info.run_id == killed.info.run_id
+    assert resumed.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(resumed.info.run_id, "train/loss")] == [1, 2, 3, 4]
+
+
+def test_every_fold_in_turn(place: Path) -> None:
+    outcome = go(place, fold="cv", overrides=["training.epochs=1"])
+    assert outcome.result["n_cases"] == 6
+    assert set(outcome.result["folds"]) == {"fold_0", "fold_1", "fold_2"}
+    for number in range(3):
+        assert load_bundle(place / "RUN" / f"fold_{number}").meta["training"]["n_cases"] == 4
+
+
+def test_a_full_disk_stops_with_the_remedy(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("unet_med.data.np.save", full)
+    with pytest.raises(MachineError) as caught:
+        go(place)
+    assert caught.value.exit_code == 5
+    assert "free some disk space" in str(caught.value)
+
+
+def test_too_few_cases_for_folds(place: Path) -> None:
+    shutil.rmtree(place / "data")
+    write_toy_set(place / "data", cases=1)
+    with pytest.raises(UsageError, match="--fold all"):
+        go(place)
+    assert go(place, fold="all").exit_code == 0
