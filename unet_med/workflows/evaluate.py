@@ -211,9 +211,11 @@ def _seen(info: BundleInfo, cases: Sequence[ManifestCase]) -> list[ManifestCase]
 
 
 def _check_labels(info: BundleInfo, manifest: Manifest) -> None:
+    """Same values; and where the names are the same, the same values for them. Other names are only other words."""
     ours = {label.name: label.index for label in info.labels.labels}
     theirs = {name: index for name, index in manifest.labels.items() if index != 0}
-    if ours != theirs:
+    swapped = ours.keys() == theirs.keys() and ours != theirs
+    if sorted(ours.values()) != sorted(theirs.values()) or swapped:
         raise ModelError(
             f"the model labels {ours}, the manifest {theirs}", "labels", "evaluate on a manifest with the same labels"
         )
