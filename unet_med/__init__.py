@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet_med.errors import InputRefusedError, UsageError
+from unet_med.errors import InputRefusedError, NothingUsableError, UsageError
 from unet_med.version import __version__
 
 if TYPE_CHECKING:
@@ -144,13 +144,12 @@ def read(path: str | Path) -> Volume:
 
     Raises:
         InputRefusedError: when it would be read wrong, with the reason.
-        UsageError: when there are several images.
+        NothingUsableError: when there is none.
+        UsageError: when there are several images, or no such file.
     """
     from unet_med.io.discover import discover, open_source
 
     root = Path(path)
-    if not root.exists():
-        raise UsageError("there is no such file or folder", root.name, "check the path")
     found = discover(root)
     if len(found.sources) > 1:
         names = ", ".join(source.id for source in found.sources[:5])
@@ -158,7 +157,7 @@ def read(path: str | Path) -> Volume:
             f"{len(found.sources)} images, not one ({names}, ...)", root.name, "give the path of one image"
         )
     if not found.sources:
-        raise InputRefusedError("no image was found", root.name, "`unet-med scan` says what was skipped and why")
+        raise NothingUsableError("no image was found", remedy="`unet-med scan` says what was skipped and why")
     source = found.sources[0]
     if not source.usable:
         raise InputRefusedError(source.reason, source.id, "`unet-med scan` says more")

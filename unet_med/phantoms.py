@@ -152,9 +152,9 @@ def make_torso(seed: int, number: int) -> Torso:
 
 
 def make_grid(seed: int, number: int, torso: Torso) -> Geometry:
-    """Returns the oblique grid on which a patient is scanned, about 48 x 42 x 32 voxels of 3 to 5 mm."""
+    """Returns the oblique grid on which a patient is scanned, about 41 x 34 x 26 voxels of 4 to 6 mm."""
     random = np.random.default_rng([seed, number, 7])
-    spacing = np.array([random.choice([3.2, 3.4, 3.6]), random.choice([3.2, 3.4, 3.6]), random.choice([4.0, 4.5, 5.0])])
+    spacing = np.array([random.choice([4.0, 4.2, 4.5]), random.choice([4.0, 4.2, 4.5]), random.choice([5.0, 5.5, 6.0])])
     shape = np.array([172.0, 144.0, 140.0]) // spacing
     directions = np.diag([-1.0, -1.0, 1.0]) @ _rotation(random.uniform(-12.0, 12.0, 3))
     affine = np.eye(4)

@@ -51,7 +51,7 @@ network:
   strides: [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
   kernels: [[3, 3, 3], [3, 3, 3], [3, 3, 3]]
 sampling:
-  patch_voxels: [48, 40, 32]
+  patch_voxels: [40, 36, 28]
   batch_size: 2
 training:
   max_minutes: 2.5
@@ -231,7 +231,8 @@ def _threshold_dice(places: _Places, phantoms: PhantomSet) -> dict[str, float]:
     images = [case.read().array[0] for case in held_out]
     labels = [np.minimum(case.read_label(), highest) for case in held_out]
     dice = best_threshold_dice(images, labels, tuple(values.values()))
-    return {"any": dice[0]} | {name: dice[value] for name, value in values.items()}
+    named = {name: dice[value] for name, value in values.items()}
+    return named if len(named) == 1 else {"any organ": dice[0], **named}
 
 
 # ---- what is said ----------------------------------------------------------------------------------------------------
@@ -244,9 +245,8 @@ def _lines(places: _Places, result: dict[str, Any], trained: Outcome) -> list[st
         f"Dice{'':12}{'best threshold':>16}{'model, held out':>18}{'model, unlabelled':>20}",
     ]
     for name, threshold in result["best_threshold_dice"].items():
-        if name in held_out:
-            ours = (_number(scores.get(name, {}).get("dice")) for scores in (held_out, unlabelled))
-            lines.append("  {:14}{:16.3f}{:>18}{:>20}".format(name, threshold, *ours))
+        ours = (_number(scores.get(name, {}).get("dice")) for scores in (held_out, unlabelled))
+        lines.append("  {:14}{:16.3f}{:>18}{:>20}".format(name, threshold, *ours))
     lines += [
         f"(the threshold is the best of all, chosen with the truth in hand; {result['held_out']['n_cases']} held-out "
         f"and {result['unlabelled']['n_cases']} unlabelled cases)",
