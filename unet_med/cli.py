@@ -322,7 +322,9 @@ def predict(
     also: Annotated[
         list[str], typer.Option("--also", metavar="MODEL2", help="Average with this model (repeatable).")
     ] = [],  # noqa: B006
-    formats: Annotated[list[str], typer.Option("--format", metavar="NAME,...", help="Formats of the masks.")] = [],  # noqa: B006
+    formats: Annotated[
+        list[str], typer.Option("--format", metavar="NAME,...", help="Formats of the masks: nifti.")
+    ] = [],  # noqa: B006
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies: slower, a little better.")] = False,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = None,
@@ -358,7 +360,10 @@ def predict(
 def score(
     predictions: Annotated[Path, typer.Argument(metavar="PRED_DIR", exists=True, help="Masks to score.")],
     references: Annotated[Path, typer.Argument(metavar="REF_DIR", exists=True, help="True labels.")],
-    task: Annotated[Literal["semantic"] | None, typer.Option("--task", help="What label values mean.")] = None,
+    task: Annotated[
+        Literal["semantic", "instance"] | None,
+        typer.Option("--task", help="What label values mean: kinds of things (default), or single objects."),
+    ] = None,
     tolerance_mm: Annotated[
         float, typer.Option("--tolerance-mm", metavar="MM", min=0.0, help="Tolerance of the surface Dice (NSD).")
     ] = 1.0,
