@@ -140,10 +140,10 @@ def _root(
 @_command
 def scan(
     folder: FolderArgument,
-    series: SeriesOption = [],  # noqa: B006 - Typer copies defaults
+    series: SeriesOption = [],
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
-    channel: ChannelOption = [],  # noqa: B006
+    channel: ChannelOption = [],
 ) -> Outcome:
     """List the images and series of a folder, and why one is refused."""
     intake = _intake(series, axes, pixel_size, channel)
@@ -156,10 +156,10 @@ def scan(
 def convert(
     folder: FolderArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
-    series: SeriesOption = [],  # noqa: B006
+    series: SeriesOption = [],
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
-    channel: ChannelOption = [],  # noqa: B006
+    channel: ChannelOption = [],
     overwrite: OverwriteOption = False,
 ) -> Outcome:
     """Write each usable source as NIfTI, pictures as TIFF."""
@@ -192,10 +192,10 @@ def manifest(
     label_names: Annotated[
         str | None, typer.Option("--label-names", metavar="N=NAME,...", help='Name the labels: "1=liver,2=kidney".')
     ] = None,
-    series: SeriesOption = [],  # noqa: B006
+    series: SeriesOption = [],
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
-    channel: ChannelOption = [],  # noqa: B006
+    channel: ChannelOption = [],
 ) -> Outcome:
     """Pair images with labels, hash them, store folds."""
     intake = _intake(series, axes, pixel_size, channel)
@@ -234,7 +234,7 @@ def plan(
     data: DataOption,
     memory_gb: MemoryOption = None,
     explain: Annotated[bool, typer.Option("--explain", help="Give the reason for each value.")] = False,
-    set_: SetOption = [],  # noqa: B006
+    set_: SetOption = [],
 ) -> Outcome:
     """Resolve every `auto` of a pipeline from the data."""
     from unet_med.workflows.plan import plan as workflow
@@ -265,7 +265,7 @@ def train(
     max_minutes: MinutesOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on exactly where the run was stopped.")] = False,
     device: DeviceOption = "auto",
-    set_: SetOption = [],  # noqa: B006
+    set_: SetOption = [],
     overwrite: OverwriteOption = False,
 ) -> Outcome:
     """Train a network; RUN/model is the result."""
@@ -321,20 +321,20 @@ def predict(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
     also: Annotated[
         list[str], typer.Option("--also", metavar="MODEL2", help="Average with this model (repeatable).")
-    ] = [],  # noqa: B006
+    ] = [],
     formats: Annotated[
         list[str], typer.Option("--format", metavar="NAME,...", help="Formats of the masks: nifti.")
-    ] = [],  # noqa: B006
+    ] = [],
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies: slower, a little better.")] = False,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = None,
     part: Annotated[
         str | None, typer.Option("--part", metavar="I/N", help="Do the I-th of N shares of the folder.")
     ] = None,
-    series: SeriesOption = [],  # noqa: B006
+    series: SeriesOption = [],
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
-    channel: ChannelOption = [],  # noqa: B006
+    channel: ChannelOption = [],
     overwrite: OverwriteOption = False,
 ) -> Outcome:
     """Segment every image of a folder, each on its own grid."""
@@ -381,11 +381,11 @@ def run(
     out: OutOption,
     max_minutes: MinutesOption = None,
     device: DeviceOption = "auto",
-    set_: SetOption = [],  # noqa: B006
-    series: SeriesOption = [],  # noqa: B006
+    set_: SetOption = [],
+    series: SeriesOption = [],
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
-    channel: ChannelOption = [],  # noqa: B006
+    channel: ChannelOption = [],
     overwrite: OverwriteOption = False,
 ) -> Outcome:
     """Go the whole way on a folder, from scan to masks."""
