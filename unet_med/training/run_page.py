@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
 
 ALIAS: Final = "candidate"
 _MAIN_CHOICES: Final = ("dims", "loss.kind", "network.style", "network.norm", "training.optimizer", "training.epochs")
-_LEFT_OUT: Final = ("schema_version", "name", "labels.", "regions", "tracking.")
+_LEFT_OUT: Final = (
+    *("schema_version", "name", "labels.", "regions", "channels", "tracking."),
+    *("network.strides", "network.kernels"),
+    *("training.workers", "training.checkpoint_minutes", "training.overlay_cases", "training.validation_every_epochs"),
+)
+_WIDEST: Final = 8
 MODEL_NOTE: Final = (
     "Segmentation models trained by unet-med. Each version is a bundle: weights, labels, preprocessing and pipeline. "
     f"Use: `unet-med predict models:/NAME@{ALIAS} FOLDER OUT`."
@@ -79,9 +85,9 @@ def describe(facts: Facts) -> str:
 
 _LEGEND: Final = (
     "Where to look: *Model metrics* has the course of `train/...` and `val/...` and the overlays of the same cases "
-    "over the epochs (enlarge a picture, then move the slider). *Artifacts* has `overlays.png` (the last overlays), "
-    "`cases.json` (scores of each case), `pipeline.yaml` (the whole configuration), `plan.md` (why each value was "
-    "chosen) and `model` (the bundle).",
+    "over the epochs (scroll in the tile below the parameters, move the slider, click the picture). *Artifacts* has "
+    "`overlays.png` (the last overlays), `cases.json` (scores of each case), `pipeline.yaml` (the whole "
+    "configuration), `plan.md` (why each value was chosen) and `model` (the bundle).",
 )
 
 
@@ -139,6 +145,18 @@ def main_choices(flat: Mapping[str, str]) -> dict[str, str]:
 def headline(results: Mapping[str, float]) -> float | None:
     """Returns the mean Dice among final scores."""
     return next((value for key, value in results.items() if "dice" in key and "mean" in key), None)
+
+
+def framed(picture: np.ndarray) -> np.ndarray:
+    """Returns a picture, (rows, columns, 3) uint8, that is at most 8 times as long as wide, by adding black.
+
+    MLflow makes a small copy, which for a strip has no rows left.
+    """
+    import numpy as np
+
+    rows, columns = picture.shape[:2]
+    wanted = (max(rows, math.ceil(columns / _WIDEST)), max(columns, math.ceil(rows / _WIDEST)))
+    return np.pad(picture, ((0, wanted[0] - rows), (0, wanted[1] - columns), (0, 0)))
 
 
 def stacked(pictures: Sequence[np.ndarray]) -> np.ndarray:

@@ -44,6 +44,7 @@ from unet_med.training.run_page import (
     describe,
     experiment_tags,
     flatten,
+    framed,
     headline,
     main_choices,
     plan_page,
@@ -359,7 +360,7 @@ class MlflowTracker:
 
     def overlay(self, key: str, image: np.ndarray, step: int) -> None:
         """Records a picture; see :class:`Tracker`."""
-        name, picture, now = _key(key), image.copy(), _milliseconds()
+        name, picture, now = _key(key), framed(image), _milliseconds()
         self._newest[name] = picture
         if (name, step) in self._overlays:
             return

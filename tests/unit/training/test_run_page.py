@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from unet_med.config import PipelineConfig
-from unet_med.training.run_page import Facts, describe, flatten, headline, main_choices, short, stacked
+from unet_med.training.run_page import Facts, describe, flatten, framed, headline, main_choices, short, stacked
 
 
 def flat(config: PipelineConfig) -> dict[str, str]:
@@ -42,6 +42,14 @@ def test_the_description_of_a_run_that_just_began_promises_nothing() -> None:
 def test_the_headline_is_the_mean_dice() -> None:
     assert headline({"hd95_mm/mean": 1.0, "dice/anterior": 0.9, "dice/mean": 0.8}) == 0.8
     assert headline({"iou/mean": 0.5}) is None
+
+
+def test_a_strip_gets_a_frame_and_a_picture_stays_as_it_is() -> None:
+    picture = np.full((300, 400, 3), 7, np.uint8)
+    assert np.array_equal(framed(picture), picture)
+    assert not np.shares_memory(framed(picture), picture)
+    assert framed(np.full((1, 1000, 3), 7, np.uint8)).shape == (125, 1000, 3)
+    assert framed(np.full((1000, 2, 3), 7, np.uint8)).sum() == 1000 * 2 * 3 * 7
 
 
 def test_pictures_of_different_sizes_stand_below_each_other() -> None:
