@@ -21,8 +21,7 @@ from unet_med.training import outbox
 from unet_med.training.store import quiet_environment
 from unet_med.training.tracking import MlflowTracker, open_tracker, review_lines
 
-# MLflow's own queries
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")]
+pytestmark = pytest.mark.slow
 
 Start = Callable[[], "subprocess.Popen[bytes]"]
 

@@ -23,8 +23,6 @@ from unet_med.training.tracking import open_tracker
 from unet_med.workflows import ui as module
 from unet_med.workflows.ui import ui, ui_command
 
-# MLflow's own queries
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 SERVE = """
 import signal, sys
