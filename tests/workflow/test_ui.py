@@ -23,7 +23,6 @@ from unet_med.training.tracking import open_tracker
 from unet_med.workflows import ui as module
 from unet_med.workflows.ui import ui, ui_command
 
-
 SERVE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -20,7 +20,6 @@ from unet_med.errors import UsageError
 from unet_med.training import tracking as module
 from unet_med.training.tracking import MlflowTracker, NullTracker, open_tracker, review_lines
 
-
 DIGEST = "ab12" * 16
 FINAL = {"final/dice/mean": 0.884, "final/dice/anterior": 0.891, "hd95_mm/mean": 1.25, "broken": float("nan")}
 
