@@ -8,6 +8,7 @@ elastic deformation is that of Ronneberger et al. (2015): random displacements o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -223,20 +224,27 @@ def _resample(
     nearest: bool,
     mirrored: bool,
 ) -> FloatArray:
-    axes = [np.arange(n) - (n - 1) / 2 for n in shape]
-    offsets = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    points = centre + offsets @ change.matrix.T
-    if change.displacement is not None:
-        points += np.moveaxis(_smooth_field(change.displacement, shape), 0, -1)
-    flat = points.reshape(-1, len(shape))
-    low = np.floor(flat.min(axis=0)).astype(int) - 1
-    high = np.ceil(flat.max(axis=0)).astype(int) + 2
-    box = _read_box(array, [int(v) for v in low], tuple(int(v) for v in high - low), mirrored)
-    size = np.array(box.shape[1:])
-    grid = (points - low) / np.maximum(size - 1, 1) * 2 - 1
+    """Reads the box that the patch's voxels come from, and interpolates in it."""
+    corners = np.array(list(product(*[(-(n - 1) / 2, (n - 1) / 2) for n in shape]))) @ change.matrix.T
+    field = None if change.displacement is None else _smooth_field(change.displacement, shape)
+    reach = 0.0 if field is None else float(np.abs(field).max())
+    low = np.floor(centre + corners.min(axis=0) - reach).astype(int) - 1
+    size = np.ceil(centre + corners.max(axis=0) + reach).astype(int) + 2 - low
+    box = _read_box(array, [int(v) for v in low], tuple(int(v) for v in size), mirrored)
+    grid = torch.empty((*shape, len(shape)), dtype=torch.float32)
+    for axis in range(len(shape)):
+        scale = 2.0 / max(int(size[axis]) - 1, 1)
+        position = torch.full(shape, float(centre[axis] - low[axis]) * scale - 1.0)
+        for source, length in enumerate(shape):
+            step = torch.arange(length, dtype=torch.float32) - (length - 1) / 2
+            along = [length if other == source else 1 for other in range(len(shape))]
+            position += (step * float(change.matrix[axis, source] * scale)).reshape(along)
+        if field is not None:
+            position += torch.from_numpy(field[axis] * scale).float()
+        grid[..., len(shape) - 1 - axis] = position
     sampled = torch.nn.functional.grid_sample(
         torch.from_numpy(box)[None],
-        torch.from_numpy(grid[..., ::-1].astype(np.float32))[None],
+        grid[None],
         mode="nearest" if nearest else "bilinear",
         padding_mode="zeros",
         align_corners=True,
