@@ -83,7 +83,7 @@ def train_fold(
         config: The pipeline as it was given; what is ``auto`` is resolved from the training cases alone.
         manifest: The data set.
         cases: Which cases are learnt from and which are held out.
-        folder: Receives ``model/``, ``model_best/``, ``checkpoint/``, ``metrics.json``, ``pipeline.yaml``, ``plan.json``.
+        folder: Receives ``model/``, ``model_best/``, ``checkpoint/``, ``metrics.json`` and the resolved plan.
         session: What the folds share.
 
     Raises:
