@@ -44,7 +44,7 @@ from unet_med.training.schedule import Schedule, schedule_by_epochs, schedule_by
 
 logger = logging.getLogger(__name__)
 
-_CALIBRATION_STEPS = (3, 12)
+_CALIBRATION_STEPS = (3, 24)
 _CALIBRATION_SHARE = 0.03
 _FINISH_SHARE = 0.02
 _OVERTIME = 1.08
@@ -359,10 +359,11 @@ def _calibrated(
     probe = Trainer(trainer.config, trainer.labels, _channels(dataset), trainer.device)
     least, most = _CALIBRATION_STEPS
     times: list[float] = []
+    before = time.monotonic()
     for batch in patch_loader(dataset, trainer.batch_size, 0, most, workers):
-        before = time.monotonic()
         probe.train_step(batch, 1e-6)
-        times.append(time.monotonic() - before)
+        times.append(time.monotonic() - before)  # with the wait for the batch: augmentation is part of a step
+        before = time.monotonic()
         if len(times) >= least and time.monotonic() - started > seconds * _CALIBRATION_SHARE:
             break
     validation_seconds = 0.0
