@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -148,6 +149,42 @@ def test_every_parameter_learns() -> None:
         levels = logits if isinstance(logits, tuple) else (logits,)
         sum(level.square().mean() for level in levels).backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """With one thread torch has another kernel, which knows one layout only."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("upsampling", ["transposed", "interpolate"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_all_convolutions_of_a_cpu_see_channels_last(two_threads: None, upsampling: str, dims: int) -> None:
+    module = build_network(network(dims, upsampling=upsampling), dims, 1, 2)
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    seen: list[bool] = []
+    for part in module.modules():
+        if isinstance(part, (nn.Conv2d, nn.Conv3d)) and part.kernel_size[0] == 3:
+            part.register_forward_pre_hook(lambda _, x: seen.append(x[0].is_contiguous(memory_format=layout)))
+    module(torch.randn(2, 1, *(16,) * dims))
+    assert len(seen) == 10
+    assert all(seen)
+
+
+@pytest.mark.parametrize("anisotropic", [False, True])
+def test_a_single_image_is_predicted_as_it_is_in_a_batch(anisotropic: bool) -> None:
+    kernels = ((3, 3, 1), (3, 3, 3), (3, 3, 3)) if anisotropic else ((3, 3, 3),) * 3
+    strides = ((1, 1, 1), (2, 2, 1), (2, 2, 2)) if anisotropic else ((1, 1, 1), (2, 2, 2), (2, 2, 2))
+    module = build_network(network(3, kernels=kernels, strides=strides), 3, 2, 3).eval()
+    x = torch.randn(2, 2, 8, 12, 16)
+    with torch.no_grad():
+        together = module(x)
+        alone = torch.cat([module(x[:1]), module(x[1:])])
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(module(x[:1]).detach(), together[:1], rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_is_for_training_only() -> None:
