@@ -1,4 +1,4 @@
-"""Manifests on disk: Decathlon JSON, and a private table for DICOM files, whose names may name patients."""
+"""Manifests on disk: Decathlon JSON, and a private table for the files of DICOM cases: they may name patients."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from unet_med.manifest.model import Finding, LazyHashes, Manifest, ManifestCase,
 SCHEMA_VERSION = 1
 DEFAULT_FOLDS = 5
 _DICOM = "dicom/"
+_PRIVATE = "private/"
 _MODALITIES = {"MRI": "MR", "PET": "PT", **{name: name for name in ("CT", "MR", "PT", "US", "MG", "CR", "DX")}}
 _TABLE_SUFFIX = ".sources.json"
 
@@ -96,10 +97,12 @@ def _tensor_size(manifest: Manifest) -> str:
 
 
 def _entry(case: ManifestCase, folder: Path, table: dict[str, list[str]]) -> dict[str, Any]:
-    images = [_pointer(source, folder, table) for source in case.case.sources]
+    clinical = any(source.kind == "dicom" for source in case.case.sources)
+    names = [f"{case.id}-image{number}" if clinical else "" for number in range(len(case.case.sources))]
+    images = [_pointer(source, folder, table, name) for source, name in zip(case.case.sources, names, strict=True)]
     entry: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
     if case.case.label is not None:
-        entry["label"] = _pointer(case.case.label, folder, table)
+        entry["label"] = _pointer(case.case.label, folder, table, f"{case.id}-label" if clinical else "")
     entry["id"] = case.id
     if case.fold is not None:
         entry["fold"] = case.fold
@@ -114,10 +117,14 @@ def _entry(case: ManifestCase, folder: Path, table: dict[str, list[str]]) -> dic
     return entry
 
 
-def _pointer(source: SourceRef, folder: Path, table: dict[str, list[str]]) -> str:
-    if source.kind != "dicom":
+def _pointer(source: SourceRef, folder: Path, table: dict[str, list[str]], private: str) -> str:
+    """Path of a file, or its key in the private table: all files of a DICOM case have names that may be a patient's."""
+    if source.kind == "dicom":
+        key = _DICOM + source.id
+    elif private:
+        key = _PRIVATE + private
+    else:
         return _relative(source.files[0], folder)
-    key = _DICOM + source.id
     table[key] = [_relative(file, folder) for file in source.files]
     return key
 
@@ -283,7 +290,7 @@ class _Reader:
         return ref
 
     def _files(self, pointer: str, case_id: str) -> list[Path]:
-        if not pointer.startswith(_DICOM):
+        if not pointer.startswith((_DICOM, _PRIVATE)):
             return [self._folder / pointer]
         if self._table is None:
             try:

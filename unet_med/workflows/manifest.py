@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from unet_med.identity import safe_name
+from unet_med.identity import safe_name, stem_of
 from unet_med.io.discover import discover
 from unet_med.io.source import IntakeOptions
 from unet_med.manifest import BuildOptions, BuildReport, build_manifest, save_manifest
@@ -51,7 +51,7 @@ def make_manifest(
     """
     options = BuildOptions(images, labels, folds, group_by, task, label_values, label_names)
     found = discover(folder, intake, track)
-    report = build_manifest(folder, found, options, safe_name(folder.resolve().name), track)
+    report = build_manifest(folder, found, options, safe_name(stem_of(out)), track)
     written = save_manifest(report.manifest, out)
     errors = [finding for finding in report.manifest.findings if finding.severity == "error"]
     skipped = [f"skipped: {one.count} {one.what}, {one.reason}" for one in found.skipped]
