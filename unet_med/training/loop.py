@@ -45,6 +45,7 @@ from unet_med.training.schedule import Schedule, schedule_by_epochs, schedule_by
 logger = logging.getLogger(__name__)
 
 _CALIBRATION_STEPS = (3, 24)
+_CALIBRATION_CASES = 4
 _CALIBRATION_SHARE = 0.03
 _FINISH_SHARE = 0.02
 _OVERTIME = 1.08
@@ -368,10 +369,12 @@ def _calibrated(
             break
     validation_seconds = 0.0
     if validation:
+        probe.validate(validation[:1], ())  # the first one pays for what is set up once
         before = time.monotonic()
-        probe.validate(validation[:1], ())
-        sizes = [float(np.prod(case.shape)) for case in validation]
-        validation_seconds = (time.monotonic() - before) * sum(sizes) / sizes[0]
+        measured = validation[:_CALIBRATION_CASES]
+        probe.validate(measured, ())
+        share = sum(np.prod(case.shape) for case in measured) / sum(np.prod(case.shape) for case in validation)
+        validation_seconds = (time.monotonic() - before) / float(share)
     left = seconds * (1 - _FINISH_SHARE) - (time.monotonic() - started) - validation_seconds
     step_seconds = float(np.mean(times[1:]))
     logger.info("calibration: %.3f s a step, %.1f s a validation", step_seconds, validation_seconds)
