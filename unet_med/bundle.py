@@ -249,7 +249,7 @@ def _download(address: str) -> Path:
         raise ModelError(
             "MLflow is not installed", address, "install mlflow, or give the folder of the model"
         ) from error
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
+    if not mlflow.is_tracking_uri_set():
         store = Path.cwd() / "mlflow.db"
         if not store.exists():
             raise ModelError(
