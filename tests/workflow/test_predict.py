@@ -356,8 +356,10 @@ def test_two_commands_share_a_folder(tiny_bundle, tmp_path: Path) -> None:
 
 def test_parts_make_the_whole(tiny_bundle, scans: Path, tmp_path: Path) -> None:
     model, out = str(tiny_bundle()), tmp_path / "masks"
-    assert predict(model, scans, out, part="1/2").result["totals"]["done"] == 2
-    assert predict(model, scans, out, part="2/2").result["totals"]["done"] == 3
+    (scans / "broken.nii.gz").write_bytes(b"no gzip")
+    first, second = (predict(model, scans, out, part=part) for part in ("1/2", "2/2"))
+    assert [one.result["totals"]["done"] for one in (first, second)] == [2, 3]
+    assert [one.exit_code for one in (first, second)] == [3, 0]  # what is refused counts once
     for wrong in ("0/2", "3/2", "1", "a/b"):
         with pytest.raises(UsageError, match="--part"):
             predict(model, scans, out, part=wrong)

@@ -84,7 +84,7 @@ def predict(
             skipped=[asdict(entry) for entry in discovery.skipped],
             table={source.id: source.files for source in discovery.sources},
         )
-        return _run(folder, _mine(cases, share), worker)
+        return _run(folder, _mine(cases, share), worker, folder.refused if share[0] == 0 else ())
     finally:
         worker.stop()
 
@@ -112,12 +112,15 @@ def predict_cases(
         worker.stop()
 
 
-def _run(folder: CaseFolder, cases: Sequence[Case], worker: Worker) -> Outcome:
+def _run(
+    folder: CaseFolder, cases: Sequence[Case], worker: Worker, refused: Sequence[Mapping[str, Any]] = ()
+) -> Outcome:
+    """Does the cases; ``refused`` are those that count for the exit code (of several shares, in the first one)."""
     before = {name for name, record in folder.journal.records().items() if record["status"] == "done"}
     records = list(track(folder.work(cases, worker), "predicting", total=len(cases)))
     report = folder.write_report()
     mine = {case.id for case in cases}
-    entries = [entry for entry in report["cases"] if entry["id"] in mine] + [dict(e) for e in folder.refused]
+    entries = [entry for entry in report["cases"] if entry["id"] in mine] + [dict(entry) for entry in refused]
     states = [entry["status"] for entry in entries]
     error = starved(records)
     if error is not None:
