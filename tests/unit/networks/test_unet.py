@@ -187,6 +187,23 @@ def test_a_single_image_is_predicted_as_it_is_in_a_batch(anisotropic: bool) -> N
     torch.testing.assert_close(module(x[:1]).detach(), together[:1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_bfloat16_autocast_trains_and_predicts(dims: int) -> None:
+    torch.manual_seed(0)
+    module = build_network(network(dims, deep_supervision=True), dims, 1, 2)
+    x = torch.randn(2, 1, *(16,) * dims)
+    exact = module(x)[0].detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (logits,) = module(x)
+        with torch.no_grad():
+            alone = module.eval()(x[:1])
+    assert logits.dtype == torch.bfloat16
+    for rounded in (logits.detach(), alone):
+        assert float((rounded.float() - exact[: len(rounded)]).norm() / exact[: len(rounded)].norm()) < 0.1
+    logits.float().square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())
+
+
 def test_dropout_is_for_training_only() -> None:
     module = build_network(network(dropout=0.5), 2, 1, 2)
     x = torch.randn(1, 1, 16, 16)
