@@ -81,7 +81,7 @@ def test_the_secret_stays_in_the_private_tables(
 
     written = [p for p in tmp_path.rglob("*") if p.is_file() and not p.is_relative_to(data)]
     assert any(p.name == "mlflow.db" for p in written)
-    private = [p for p in written if p.name.endswith(".sources.json")]
+    private = [p for p in written if p.name.endswith(".sources.json") or p.name == "files.json"]
     for path in written:
         assert_clean(path.name.encode(), "a file name")
         if path not in private:

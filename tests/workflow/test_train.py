@@ -18,7 +18,7 @@ from unet_med.bundle import load_bundle
 from unet_med.config import load_config
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UsageError
 from unet_med.io.source import IntakeOptions
-from unet_med.training.loop import Trainer
+from unet_med.training.trainer import Trainer
 from unet_med.workflows.manifest import make_manifest
 from unet_med.workflows.train import train
 

@@ -26,8 +26,9 @@ from unet_med.manifest import Manifest, ManifestCase, verify
 from unet_med.metrics import summarise
 from unet_med.overlays import outline_preview
 from unet_med.planning import Plan, make_plan
-from unet_med.training.loop import FitResult, Trainer, fit
+from unet_med.training.loop import FitResult, fit
 from unet_med.training.tracking import Tracker, open_tracker, review_lines
+from unet_med.training.trainer import Trainer
 from unet_med.workflows.evaluate import score_cases
 from unet_med.workflows.progress import track
 

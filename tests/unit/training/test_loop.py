@@ -21,7 +21,8 @@ from unet_med.data import CachedCase, PatchDataset, patch_loader, write_case
 from unet_med.errors import Terminated, TrainingError
 from unet_med.labels import LabelMap
 from unet_med.training.checkpoint import load_checkpoint
-from unet_med.training.loop import FitResult, Trainer, fit
+from unet_med.training.loop import FitResult, fit
+from unet_med.training.trainer import Trainer
 
 LABELS = LabelMap.from_names({"background": 0, "disc": 1})
 

@@ -1,0 +1,243 @@
+"""The state of a training run and what can be done to it: a step, a validation, a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from unet_med.config import PipelineConfig
+from unet_med.data import CachedCase
+from unet_med.errors import TrainingError
+from unet_med.inference.device import choose_precision
+from unet_med.inference.tiling import sliding_window_logits
+from unet_med.labels import LabelMap
+from unet_med.losses import build_loss
+from unet_med.metrics import confusion_counts, dice_iou
+from unet_med.networks import admissible_patch, build_network, context_voxels
+from unet_med.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from unet_med.training.schedule import Schedule
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """State of a run and the operations on it."""
+
+    def __init__(self, config: PipelineConfig, labels: LabelMap, channels: int, device: torch.device) -> None:
+        if config.dims == "auto" or config.sampling.patch_voxels == "auto" or config.sampling.batch_size == "auto":
+            raise TrainingError("the pipeline is not resolved", "sampling", "resolve it with `unet-med plan`")
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.labels = labels
+        self.device = device
+        self.batch_size = config.sampling.batch_size
+        self.patch = admissible_patch(config.network, config.dims, config.sampling.patch_voxels)
+        self.layout = torch.channels_last_3d if config.dims == 3 else torch.channels_last
+        self.network = build_network(config.network, config.dims, channels, labels.outputs)
+        self.network = self.network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.loss = build_loss(config.loss, labels).to(device)
+        self.optimizer = _build_optimizer(config, self.network)
+        self.precision = choose_precision(config.training.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        self.average = deepcopy(self.network.state_dict()) if config.training.ema_decay else None
+        self.step = 0
+        self.seconds = 0.0
+        self.sums: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, torch.Tensor] | None = None
+        self.best_dice: float | None = None
+
+    # ---- one step -----------------------------------------------------------------------------------------------
+
+    def train_step(self, batch: Mapping[str, torch.Tensor], rate: float) -> float:
+        """Takes one optimizer step and returns the loss.
+
+        Raises:
+            TrainingError: if loss or gradient is not finite; the weights are as before.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        torch.manual_seed(self.config.seed + 1 + self.step)
+        image = batch["image"].to(self.device, non_blocking=True, memory_format=self.layout)
+        label = batch["label"].to(self.device, non_blocking=True)
+        weight = batch["weight"].to(self.device, non_blocking=True) if "weight" in batch else None
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            logits = self.network(image)
+        loss = self.loss(_float(logits), label, weight)
+        value = float(loss.detach())
+        self._stop_unless(math.isfinite(value), "the loss")
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.training.clip_gradient_norm)
+        if not self.scaler.is_enabled():  # the scaler itself skips a step whose gradient overflowed
+            self._stop_unless(math.isfinite(float(norm)), "the gradient")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        self._update_average()
+        return value
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Returns the mixed-precision context of this device."""
+        if self.precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
+
+    def _stop_unless(self, finite: bool, what: str) -> None:
+        if not finite:
+            raise TrainingError(
+                f"{what} is not finite at step {self.step}",
+                remedy="the last checkpoint is kept; lower training.learning_rate or set training.precision to fp32",
+            )
+
+    def _update_average(self) -> None:
+        """Exponential moving average of the weights, with the usual warm-up."""
+        if self.average is None:
+            return
+        decay = min(self.config.training.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.network.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - decay)
+                else:
+                    self.average[name].copy_(value)
+
+    # ---- validation ---------------------------------------------------------------------------------------------
+
+    def final_weights(self) -> dict[str, torch.Tensor]:
+        """Returns the weights to deploy: their average if one is kept, else the network's own."""
+        return {k: v.detach().cpu().clone() for k, v in (self.average or self.network.state_dict()).items()}
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """Lends the network in evaluation mode with the weights that would be deployed."""
+        own = None
+        if self.average is not None:
+            own = {k: v.clone() for k, v in self.network.state_dict().items()}
+            self.network.load_state_dict(self.average)
+        self.network.eval()
+        try:
+            yield self.network
+        finally:
+            if own is not None:
+                self.network.load_state_dict(own)
+
+    def predict(self, network: nn.Module, case: CachedCase) -> np.ndarray[Any, np.dtype[np.integer[Any]]]:
+        """Returns the labels of a prepared case on the network's grid, by the sliding window of prediction."""
+        config = self.config
+        logits = sliding_window_logits(
+            torch.from_numpy(np.array(case.image())),
+            network,
+            self.patch,
+            self.labels.outputs,
+            overlap=config.inference.overlap,
+            sigma=config.inference.gaussian_sigma,
+            context=context_voxels(config.network, len(self.patch)),
+            device=self.device,
+            precision=self.precision,
+        )
+        return self.labels.from_outputs(logits.numpy())
+
+    def validate(
+        self, cases: Sequence[CachedCase], keep: Sequence[str]
+    ) -> tuple[dict[str, float], dict[str, np.ndarray[Any, Any]]]:
+        """Returns mean Dice and IoU per label over cases, and the masks of the cases in ``keep``."""
+        scores: list[dict[str, tuple[float | None, float | None]]] = []
+        masks: dict[str, np.ndarray[Any, Any]] = {}
+        with self.evaluating() as network:
+            for case in cases:
+                mask = self.predict(network, case)
+                scores.append(dice_iou(confusion_counts(mask, np.asarray(case.label()), self.labels)))
+                if case.id in keep:
+                    masks[case.id] = mask
+        return _mean_scores(scores, self.labels.names), masks
+
+    # ---- checkpoint ---------------------------------------------------------------------------------------------
+
+    def to_checkpoint(self, schedule: Schedule) -> Checkpoint:
+        """Returns the whole state."""
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {
+            "network": self.network.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer),
+        }
+        if self.average is not None:
+            tensors["average"] = self.average
+        if self.best is not None:
+            tensors["best"] = self.best
+        numbers = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "schedule": schedule.to_numbers(),
+            "sums": self.sums,
+            "history": self.history,
+            "best_dice": self.best_dice,
+            "threads": torch.get_num_threads(),
+            "scaler": self.scaler.state_dict(),
+        }
+        return Checkpoint(tensors, numbers)
+
+    def restore(self, checkpoint: Checkpoint) -> Schedule:
+        """Takes over the state of a checkpoint and returns its schedule."""
+        self.network.load_state_dict(dict(checkpoint.tensors["network"]))
+        restore_optimizer(self.optimizer, checkpoint.tensors.get("optimizer", {}))
+        if self.average is not None:
+            for name, value in checkpoint.tensors["average"].items():
+                self.average[name].copy_(value)
+        self.best = dict(checkpoint.tensors["best"]) if "best" in checkpoint.tensors else None
+        numbers = checkpoint.numbers
+        self.step, self.seconds = numbers["step"], numbers["seconds"]
+        self.sums, self.history = dict(numbers["sums"]), list(numbers["history"])
+        self.best_dice = numbers["best_dice"]
+        if numbers["scaler"]:
+            self.scaler.load_state_dict(numbers["scaler"])
+        if numbers["threads"] != torch.get_num_threads():
+            logger.warning(
+                "resumed with %d threads instead of %d: the result will differ in the last digits",
+                torch.get_num_threads(),
+                numbers["threads"],
+            )
+        return Schedule.from_numbers(numbers["schedule"])
+
+
+def _float(logits: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    if isinstance(logits, torch.Tensor):
+        return logits.float()
+    return tuple(level.float() for level in logits)
+
+
+def _mean_scores(
+    scores: Sequence[Mapping[str, tuple[float | None, float | None]]], names: Sequence[str]
+) -> dict[str, float]:
+    """Means over cases for each label, then over labels; a score that does not exist is left out."""
+    metrics: dict[str, float] = {}
+    for position, kind in enumerate(("dice", "iou")):
+        means = []
+        for name in names:
+            values = [value for score in scores if (value := score[name][position]) is not None]
+            if values:
+                metrics[f"val/{kind}/{name}"] = float(np.mean(values))
+                means.append(metrics[f"val/{kind}/{name}"])
+        if means:
+            metrics[f"val/{kind}/mean"] = float(np.mean(means))
+    return metrics
+
+
+def _build_optimizer(config: PipelineConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """Weight decay is for the kernels of convolutions, not for biases and norms."""
+    training = config.training
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    plain = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=1e-2, momentum=training.momentum, nesterov=training.momentum > 0)
+    return torch.optim.AdamW(groups, lr=1e-3)
