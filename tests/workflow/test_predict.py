@@ -116,7 +116,7 @@ def test_a_mixed_folder(tiny_bundle, scans: Path, tmp_path: Path) -> None:
     (scans / "readme.txt").write_text("not an image", encoding="utf-8")
     before = {path: path.read_bytes() for path in scans.rglob("*") if path.is_file()}
     out = tmp_path / "masks"
-    outcome = predict(str(tiny_bundle()), scans, out)
+    outcome = predict(str(tiny_bundle(training__precision="fp32")), scans, out, device="cpu")
     assert outcome.exit_code == 3
     entries = _report(out)
     assert {name: entry["status"] for name, entry in entries.items()} == {
@@ -152,6 +152,7 @@ def test_a_mixed_folder(tiny_bundle, scans: Path, tmp_path: Path) -> None:
     assert provenance["model_sha256"] == [outcome.result["model_sha256"]]
     assert len(provenance["input_sha256"]) == 64
     assert provenance["seed"] == 0
+    assert (provenance["device"], provenance["precision"]) == ("cpu", ["fp32"])
     assert sidecar["use"] == "Research use only"
     assert {path: path.read_bytes() for path in scans.rglob("*") if path.is_file()} == before
     assert not list(out.rglob("*.part*"))

@@ -126,7 +126,12 @@ def _do(predictor: Predictor, job: CaseJob, work: _Work) -> None:
     shown = _Shown()
     pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
     sink: MaskSink | None = None
-    provenance = {**job.provenance, "notes": work.notes}
+    provenance = {
+        **job.provenance,
+        "device": predictor.device.type,
+        "precision": list(predictor.precisions),
+        "notes": work.notes,
+    }
     try:
         for position, frame in enumerate(case.frames):
             volume = opened.read(frame=frame)

@@ -143,7 +143,9 @@ class CaseFolder:
     def _attempt(self, case: Case, worker: Worker, truth: ManifestCase | None) -> dict[str, Any] | None:
         """Returns the record of a case, or ``None`` when another process works on it."""
         files = _files(case)
-        if not self.journal.is_done(case.id, files):
+        if self.journal.is_done(case.id, files):
+            self.journal.tidy(case.id)
+        else:
             claim = self.journal.claim(case.id)
             if claim is None:
                 return None

@@ -58,7 +58,9 @@ def _lines(bundle: BundleInfo, result: Mapping[str, Any]) -> list[str]:
     ]
     if result["regions"]:
         lines.append(f"regions   {', '.join(f'{name} = {members}' for name, members in result['regions'].items())}")
-    lines += ["", "training data"] + [f"  {_words(key)}: {_short(value)}" for key, value in result["training"].items()]
+    lines += ["", "training data"] + [
+        f"  {_words(key)}: {_short(value)}" for key, value in result["training"].items() if value not in (None, "", [])
+    ]
     lines += ["", "plan", *_plan_lines(result)]
     lines += ["", "results"] + (_result_lines(result["results"]) or ["  none recorded"])
     lines += ["", "limits"] + [f"  {text}" for text in result["limits"]]
@@ -81,7 +83,7 @@ def _result_lines(results: Mapping[str, Any], prefix: str = "") -> list[str]:
     for key, value in results.items():
         if isinstance(value, Mapping):
             lines += _result_lines(value, f"{prefix}{_words(key)} ")
-        elif not isinstance(value, list):
+        elif value and not isinstance(value, list):
             lines.append(f"  {prefix}{_words(key)}: {_short(value)}")
     return lines
 

@@ -150,6 +150,15 @@ class Journal:
         if held is not None and held.get("token") == claim.token:
             path.unlink(missing_ok=True)
 
+    def tidy(self, case_id: str) -> None:
+        """Removes the claim of a finished case whose process died before it could."""
+        path = self._claim_file(case_id)
+        held = _read(path) if path.exists() else None
+        if held is None or not self._is_dead(path, held):
+            return
+        shutil.rmtree(self._folder / f"{case_id}.{held.get('token')}.work", ignore_errors=True)
+        path.unlink(missing_ok=True)
+
     def is_claimed(self, case_id: str) -> bool:
         """Whether a living process works on the case."""
         path = self._claim_file(case_id)

@@ -156,6 +156,19 @@ def test_a_dead_claim_is_taken_over_and_deaths_are_counted(tmp_path: Path) -> No
     assert not list((out / "journal").iterdir())
 
 
+def test_the_claim_of_a_finished_case_is_tidied_when_its_process_is_dead(tmp_path: Path, scan: Path) -> None:
+    out = tmp_path / "out"
+    _claim_and_die(out)
+    journal = open_job(out, JOB, overwrite=False)
+    living = journal.claim("b")
+    journal.tidy("a")
+    journal.tidy("b")
+    journal.tidy("c")
+    assert living is not None
+    assert sorted(path.name for path in (out / "journal").iterdir()) == ["b.claim.json", living.staging.name]
+    journal.release(living)
+
+
 def test_a_claim_of_another_machine_dies_with_its_heartbeat(tmp_path: Path) -> None:
     journal = open_job(tmp_path / "out", JOB, overwrite=False)
     path = tmp_path / "out" / "journal" / "a.claim.json"
