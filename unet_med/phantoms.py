@@ -29,8 +29,8 @@ NUCLEI: Mapping[str, int] = {"background": 0, "nucleus": 1}
 """Labels of the 2-D phantoms, whose files hold object numbers."""
 
 RESCALE_INTERCEPT_HU = -1024
-_AIR_HU, _SOFT_HU, _ORGAN_HU, _BONE_HU = -1000.0, 15.0, 62.0, 320.0
-NOISE_HU = 15.0
+_AIR_HU, _SOFT_HU, _ORGAN_HU, _BONE_HU = -1000.0, 10.0, 75.0, 320.0
+NOISE_HU = 12.0
 _BINS = 192
 
 
@@ -107,7 +107,7 @@ class Torso:
         radius = np.linalg.norm(local[..., :2] / self.body_mm, axis=-1)
         waves = np.sin(local[..., None, :] / np.array([9.0, 13.0, 21.0, 34.0])[:, None] + self.field_phase)
         unevenness = waves.prod(axis=-1).sum(axis=-1)
-        values = np.where(radius < 1.0, _SOFT_HU + 22.0 * unevenness, _AIR_HU)
+        values = np.where(radius < 1.0, _SOFT_HU + 18.0 * unevenness, _AIR_HU)
         values[(radius > 0.84) & (radius < 0.96)] = _ORGAN_HU  # the muscle wall is as bright as the organs
         spine = np.linalg.norm(local[..., :2] - np.array([0.0, -0.62 * self.body_mm[1]]), axis=-1)
         values[spine < 11.0] = _BONE_HU
@@ -117,9 +117,9 @@ class Torso:
             values[distance < 0.45 * loop[3]] = -400.0
         labels = self.organs(points_mm)
         grain = np.sin(local[..., 0] / 2.7) * np.sin(local[..., 1] / 3.1) * np.sin(local[..., 2] / 3.7)
-        values[labels == 1] = (_ORGAN_HU + 10.0 * unevenness)[labels == 1]
+        values[labels == 1] = (_ORGAN_HU + 8.0 * unevenness)[labels == 1]
         cortex = self.organ_radius(1, points_mm) > 0.6
-        values[labels == 2] = (_ORGAN_HU + np.where(cortex, 16.0, -10.0) + 14.0 * grain)[labels == 2]
+        values[labels == 2] = (_ORGAN_HU + np.where(cortex, 18.0, -12.0) + 12.0 * grain)[labels == 2]
         return values
 
 

@@ -47,14 +47,17 @@ _PIPELINE_3D = """\
 name: demo_3d
 dims: 3
 network:
-  features: [16, 32, 64]
+  features: [8, 16, 32]
   strides: [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
   kernels: [[3, 3, 3], [3, 3, 3], [3, 3, 3]]
 sampling:
   patch_voxels: [40, 36, 28]
   batch_size: 2
 training:
-  max_minutes: 2.5
+  learning_rate: 0.003
+  epochs: 12
+  steps_per_epoch: 20
+  validation_every_epochs: 4
   workers: 0
 """
 
@@ -63,14 +66,17 @@ _PIPELINE_2D = """\
 name: demo_2d
 dims: 2
 network:
-  features: [16, 32, 64, 96]
+  features: [8, 16, 32, 64]
   strides: [[1, 1], [2, 2], [2, 2], [2, 2]]
   kernels: [[3, 3], [3, 3], [3, 3], [3, 3]]
 sampling:
   patch_voxels: [128, 128]
-  batch_size: 6
+  batch_size: 4
 training:
-  max_minutes: 2
+  learning_rate: 0.003
+  epochs: 12
+  steps_per_epoch: 20
+  validation_every_epochs: 4
   workers: 0
 """
 
@@ -110,7 +116,7 @@ def demo(kind: Kind, out: Path, max_minutes: float | None = None, overwrite: boo
     Args:
         kind: ``3d``: CT-like DICOM series with two organs; ``2d``: OME-TIFF pictures of touching nuclei.
         out: Output folder.
-        max_minutes: Training time; default 2.5 (3d) or 2 (2d) minutes.
+        max_minutes: Training time; default: a fixed number of steps, one to two minutes on two cores.
         overwrite: Replace an earlier demo in ``out``.
 
     Raises:
