@@ -27,7 +27,7 @@ PIPELINE = {
     "sampling": {"patch_voxels": [32, 32, 24], "batch_size": 2},
     "training": {
         "epochs": 3,
-        "steps_per_epoch": 24,
+        "steps_per_epoch": 40,
         "learning_rate": 0.01,
         "workers": 0,
         "validation_every_epochs": 1,

@@ -172,7 +172,8 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
 
 
 _SLEEPER = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
 from unet_med import cli
 module = types.ModuleType("unet_med.workflows.scan")
 def scan(folder, intake):

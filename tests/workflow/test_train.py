@@ -109,7 +109,7 @@ def test_a_fold_that_does_not_exist(place: Path, fold: str) -> None:
     ("change", "reason"),
     [
         (lambda values: np.full_like(values, 3.0), "same value everywhere"),
-        (lambda values: np.where(values > values.max() - 1, np.nan, values), "not finite|NaN"),
+        (lambda values: np.where(values > values.max() - 1, np.nan, values), "no number or infinite"),
     ],
     ids=["constant", "nan"],
 )
@@ -119,9 +119,7 @@ def test_a_bad_image_is_left_out_and_the_others_are_used(place: Path, change: An
     assert outcome.exit_code == 3
     told = [line for line in outcome.lines if "toy_03" in line]
     assert len(told) == 1
-    import re
-
-    assert re.search(reason, told[0])
+    assert reason in told[0]
     assert load_bundle(place / "RUN").meta["training"]["n_cases"] == 5
 
 
