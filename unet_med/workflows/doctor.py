@@ -68,7 +68,7 @@ def doctor(target: str | None = None, input_: Path | None = None) -> Outcome:
     }
     lines = [
         f"{kind} on {device.type} in {estimate['precision']}, {torch.get_num_threads()} threads",
-        f"one window of {window}: {cost.seconds:.3f} s, {cost.peak_bytes / 1e6:.0f} MB (one window timed just now)",
+        f"one window of {window}: {cost.seconds:.3f} s, {cost.peak_bytes / 1e6:.0f} MB (timed just now)",
     ]
     if kind == "pipeline":
         estimate["training"], more = _training(network, config, device, precision)
