@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from unet_med.config import PipelineConfig
 from unet_med.data import CachedCase, PatchDataset, patch_loader
 from unet_med.errors import MachineError
 from unet_med.training.checkpoint import load_checkpoint, save_checkpoint
@@ -176,10 +177,17 @@ def _calibrated(
         probe.validate(measured, ())
         share = sum(np.prod(case.shape) for case in measured) / sum(np.prod(case.shape) for case in validation)
         validation_seconds = (time.monotonic() - before) / float(share)
-    left = seconds * (1 - _FINISH_SHARE) - (time.monotonic() - started) - validation_seconds
+    scoring_seconds = validation_seconds * _views(trainer.config)
+    left = seconds * (1 - _FINISH_SHARE) - (time.monotonic() - started) - scoring_seconds
     step_seconds = float(np.mean(times[1:]))
     logger.info("calibration: %.3f s a step, %.1f s a validation", step_seconds, validation_seconds)
     return schedule_by_time(trainer.config, max(left, step_seconds), step_seconds, validation_seconds)
+
+
+def _views(config: PipelineConfig) -> int:
+    """How many flips of each window prediction averages, the unflipped one included."""
+    axes = config.augment.mirror_axes
+    return 2 ** len(axes) if config.inference.mirror and axes != "auto" else 1
 
 
 def _finish_epoch(
