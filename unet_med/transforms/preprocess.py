@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from unet_med.config import ChannelNormalisation, PipelineConfig
 from unet_med.errors import ConfigError, InputRefusedError, ModelError
-from unet_med.geometry import Geometry, reorient, undo_reorient
+from unet_med.geometry import Geometry, reorient
 from unet_med.volume import Region, Volume
 
 ANISOTROPY_RATIO = 3.0
@@ -142,11 +142,6 @@ class Preprocessor:
             )
         wanted = self._spacing_mm + own[len(self._spacing_mm) :]  # a 2-D network leaves the slice axis alone
         return geometry.resampled(wanted[: geometry.ndim])
-
-
-def undo_axes(array: npt.NDArray[Any], prepared: Prepared) -> npt.NDArray[Any]:
-    """Turns an array on the turned, uncropped grid back to the reference's axes; a view."""
-    return undo_reorient(array, prepared.order, prepared.flips)
 
 
 def _nonzero_box(array: npt.NDArray[Any]) -> Region:
