@@ -8,7 +8,7 @@ A manifest is a Medical Segmentation Decathlon JSON, so MONAI and nnU-Net tools 
 from unet_med.manifest.build import BuildOptions, BuildReport, build_manifest
 from unet_med.manifest.files import load_manifest, save_manifest
 from unet_med.manifest.folds import assign_folds
-from unet_med.manifest.model import Finding, Manifest, ManifestCase, Severity, content_sha256, verify
+from unet_med.manifest.model import Finding, Manifest, ManifestCase, Severity, content_sha256, verified, verify
 from unet_med.manifest.values import LabelScan, distinct_values, refusal, remapped, scan_label, value_findings
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "save_manifest",
     "scan_label",
     "value_findings",
+    "verified",
     "verify",
 ]

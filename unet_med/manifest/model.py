@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -155,6 +155,22 @@ class Manifest:
         if errors:
             more = f" (and {len(errors) - 1} more findings)" if len(errors) > 1 else ""
             raise InputRefusedError(errors[0].what + more, errors[0].case, errors[0].remedy)
+
+
+def verified(
+    cases: Iterable[ManifestCase],
+) -> tuple[list[ManifestCase], list[tuple[ManifestCase, InputRefusedError]]]:
+    """Parts cases into those whose files are unchanged and the others with what :func:`verify` says of them."""
+    unchanged: list[ManifestCase] = []
+    changed: list[tuple[ManifestCase, InputRefusedError]] = []
+    for case in cases:
+        try:
+            verify(case)
+        except InputRefusedError as error:
+            changed.append((case, error))
+        else:
+            unchanged.append(case)
+    return unchanged, changed
 
 
 def verify(case: ManifestCase) -> None:

@@ -14,7 +14,7 @@ from unet_med.errors import InputRefusedError, ModelError, NothingUsableError, U
 from unet_med.inference.process import Worker
 from unet_med.inference.worker import Setup
 from unet_med.io.atomic import write_json
-from unet_med.manifest import Manifest, ManifestCase, load_manifest, verify
+from unet_med.manifest import Manifest, ManifestCase, load_manifest, verified
 from unet_med.metrics import summarise
 from unet_med.workflows.casefolder import CaseFolder, refused_entry, starved, write_table
 from unet_med.workflows.journal import open_job
@@ -76,7 +76,8 @@ def evaluate(
             seen[0].id,
             "choose the fold that it held out, or --allow-training-cases to score them all the same",
         )
-    usable, refused = _verified(cases)
+    usable, changed = verified(cases)
+    refused = [refused_entry(case.id, f"{error.what}: {error.remedy}") for case, error in changed]
     if not usable:
         first = refused[0]
         raise NothingUsableError(f"none of the {len(cases)} cases can be used: {first['reason']}", str(first["id"]))
@@ -219,19 +220,6 @@ def _check_labels(info: BundleInfo, manifest: Manifest) -> None:
         raise ModelError(
             f"the model labels {ours}, the manifest {theirs}", "labels", "evaluate on a manifest with the same labels"
         )
-
-
-def _verified(cases: Sequence[ManifestCase]) -> tuple[list[ManifestCase], list[dict[str, Any]]]:
-    usable: list[ManifestCase] = []
-    refused: list[dict[str, Any]] = []
-    for case in cases:
-        try:
-            verify(case)
-        except InputRefusedError as error:
-            refused.append(refused_entry(case.id, f"{error.what}: {error.remedy}"))
-        else:
-            usable.append(case)
-    return usable, refused
 
 
 def _digest(cases: Sequence[ManifestCase]) -> str:

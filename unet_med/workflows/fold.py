@@ -22,7 +22,7 @@ from unet_med.identity import case_tag
 from unet_med.inference.device import precision_name
 from unet_med.io.atomic import whole_file, write_json
 from unet_med.labels import LabelMap
-from unet_med.manifest import Manifest, ManifestCase, verify
+from unet_med.manifest import Manifest, ManifestCase, verified
 from unet_med.metrics import summarise
 from unet_med.overlays import outline_preview
 from unet_med.planning import Plan, make_plan
@@ -91,8 +91,8 @@ def train_fold(
         MachineError: if memory or disk is full.
         TrainingError: if the loss is no longer finite.
     """
-    usable, refused = _verified(cases.training)
-    held_out, changed = _verified(cases.held_out)
+    usable, refused = _unchanged(cases.training)
+    held_out, changed = _unchanged(cases.held_out)
     plan, unreadable = _plan(config, manifest, usable, session)
     refused = (*refused, *unreadable)
     labels = labels_of(plan.config)
@@ -339,21 +339,14 @@ def _fold_lines(
     return lines
 
 
-def _verified(
+def _unchanged(
     cases: Sequence[ManifestCase],
 ) -> tuple[list[ManifestCase], tuple[tuple[str, UnetMedError], ...]]:
-    """Leaves out cases whose files are no longer those that the manifest was made from."""
-    good: list[ManifestCase] = []
-    bad: list[tuple[str, UnetMedError]] = []
-    for case in track(cases, "checking files"):
-        try:
-            verify(case)
-        except InputRefusedError as error:
-            logger.warning("%s is left out: %s", case_tag(case.id), error.what)
-            bad.append((case.id, error))
-        else:
-            good.append(case)
-    return good, tuple(bad)
+    """Leaves out cases whose files are no longer those that the manifest was made from, and says so."""
+    usable, changed = verified(track(cases, "checking files"))
+    for case, error in changed:
+        logger.warning("%s is left out: %s", case_tag(case.id), error.what)
+    return usable, tuple((case.id, error) for case, error in changed)
 
 
 def describe_run(
