@@ -86,6 +86,39 @@ PixelSizeOption = Annotated[
 ChannelOption = Annotated[
     list[str], typer.Option("--channel", metavar="NAME", help="Use this channel, by name or number (repeatable).")
 ]
+UntiltOption = Annotated[
+    bool, typer.Option("--untilt", help="Regrid DICOM stacks that are tilted (gantry tilt) onto a rectangular grid.")
+]
+ResampleOption = Annotated[
+    bool, typer.Option("--resample-slices", help="Interpolate DICOM stacks of uneven steps onto even ones.")
+]
+GapsOption = Annotated[
+    bool, typer.Option("--allow-gaps", help="Fill missing DICOM slices by interpolating between their neighbours.")
+]
+FormatOption = Annotated[
+    list[str],
+    typer.Option(
+        "--format",
+        metavar="NAME,...",
+        help="Formats of the masks: nifti (default), seg-nrrd, dicom-seg, rtstruct, dicom-sr, dicom-sc.",
+    ),
+]
+SegTypeOption = Annotated[
+    Literal["binary", "labelmap", "fractional"], typer.Option("--seg-type", help="Kind of DICOM SEG.")
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE.yaml",
+        exists=True,
+        dir_okay=False,
+        help="Colours and codes of the labels, as a `labels` block.",
+    ),
+]
+DeidentifyOption = Annotated[
+    bool, typer.Option("--deidentify", help="Leave the patient out of DICOM outputs; UIDs become keyed hashes.")
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result for machines.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the warnings of libraries.")]
 VerboseOption = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; -vv says all.")]
@@ -144,9 +177,12 @@ def scan(
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
     channel: ChannelOption = [],
+    untilt: UntiltOption = False,
+    resample_slices: ResampleOption = False,
+    allow_gaps: GapsOption = False,
 ) -> Outcome:
     """List the images and series of a folder, and why one is refused."""
-    intake = _intake(series, axes, pixel_size, channel)
+    intake = _intake(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.scan import scan as workflow
 
     return workflow(folder, intake)
@@ -160,10 +196,13 @@ def convert(
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
     channel: ChannelOption = [],
+    untilt: UntiltOption = False,
+    resample_slices: ResampleOption = False,
+    allow_gaps: GapsOption = False,
     overwrite: OverwriteOption = False,
 ) -> Outcome:
     """Write each usable source as NIfTI, pictures as TIFF."""
-    intake = _intake(series, axes, pixel_size, channel)
+    intake = _intake(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.convert import convert as workflow
 
     return workflow(folder, out, intake, overwrite)
@@ -196,9 +235,12 @@ def manifest(
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
     channel: ChannelOption = [],
+    untilt: UntiltOption = False,
+    resample_slices: ResampleOption = False,
+    allow_gaps: GapsOption = False,
 ) -> Outcome:
     """Pair images with labels, hash them, store folds."""
-    intake = _intake(series, axes, pixel_size, channel)
+    intake = _intake(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.manifest import make_manifest
 
     return make_manifest(
@@ -335,10 +377,13 @@ def predict(
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
     channel: ChannelOption = [],
+    untilt: UntiltOption = False,
+    resample_slices: ResampleOption = False,
+    allow_gaps: GapsOption = False,
     overwrite: OverwriteOption = False,
 ) -> Outcome:
     """Segment every image of a folder, each on its own grid."""
-    intake = _intake(series, axes, pixel_size, channel)
+    intake = _intake(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.predict import predict as workflow
 
     return workflow(
@@ -386,10 +431,13 @@ def run(
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
     channel: ChannelOption = [],
+    untilt: UntiltOption = False,
+    resample_slices: ResampleOption = False,
+    allow_gaps: GapsOption = False,
     overwrite: OverwriteOption = False,
 ) -> Outcome:
     """Go the whole way on a folder, from scan to masks."""
-    intake = _intake(series, axes, pixel_size, channel)
+    intake = _intake(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.run import run as workflow
 
     return workflow(
@@ -457,7 +505,13 @@ def ui(
 
 
 def _intake(
-    series: Sequence[str], axes: str | None, pixel_size: str | None, channels: Sequence[str]
+    series: Sequence[str],
+    axes: str | None,
+    pixel_size: str | None,
+    channels: Sequence[str],
+    untilt: bool,
+    resample_slices: bool,
+    allow_gaps: bool,
 ) -> "IntakeOptions":
     """Builds the intake options; the pixel size is one number for all axes of a picture, or one for each axis."""
     from unet_med.io.source import IntakeOptions
@@ -475,7 +529,13 @@ def _intake(
                 "the pixel size is no list of positive numbers", "--pixel-size", 'give mm as "0.5" or "0.5,0.5,2"'
             )
     return IntakeOptions(
-        series=tuple(series), axes=axes.upper() if axes else None, pixel_size_mm=sizes, channels=tuple(channels)
+        series=tuple(series),
+        axes=axes.upper() if axes else None,
+        pixel_size_mm=sizes,
+        channels=tuple(channels),
+        untilt=untilt,
+        resample_slices=resample_slices,
+        allow_gaps=allow_gaps,
     )
 
 

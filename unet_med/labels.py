@@ -25,12 +25,37 @@ def label_colour(index: int) -> tuple[int, int, int]:
 
 
 @dataclass(frozen=True)
+class Code:
+    """A coded term: coding scheme (``SCT`` for SNOMED CT), value and meaning."""
+
+    scheme: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class LabelCode:
+    """What a label is, in the terms that DICOM objects need.
+
+    Attributes:
+        category: What kind of thing, for example (SCT, 123037004, Anatomical Structure).
+        type: Which one, for example (SCT, 10200004, Liver).
+        modifier: Side, for example (SCT, 7771000, Left); ``None`` for none.
+    """
+
+    category: Code
+    type: Code
+    modifier: Code | None = None
+
+
+@dataclass(frozen=True)
 class Label:
-    """One kind of thing: the value it has in masks (1 and up), its name and its colour."""
+    """One kind of thing: the value it has in masks (1 and up), its name, its colour and, if known, its code."""
 
     index: int
     name: str
     colour: tuple[int, int, int]
+    code: LabelCode | None = None
 
 
 @dataclass(frozen=True)

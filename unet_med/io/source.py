@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from unet_med.geometry import Geometry
+from unet_med.io.slices import Annotation, SliceLayout
+
+DICOM_KINDS = frozenset({"dicom", "dicom-seg", "rtstruct"})
+"""Kinds whose file names may be a patient's: they stay in private tables."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,18 @@ class IntakeOptions:
             ``IYX`` (I: independent pictures).
         pixel_size_mm: Spacing along X, Y (and Z) of images that do not declare it.
         channels: Names or numbers of the channels to use, in this order; empty for all.
+        untilt: Regrid a DICOM stack whose slices move sideways (gantry tilt) onto a rectangular grid.
+        resample_slices: Interpolate a DICOM stack of uneven steps onto even ones.
+        allow_gaps: Fill missing slices of a DICOM stack by interpolating between their neighbours.
     """
 
     series: tuple[str, ...] = ()
     axes: str | None = None
     pixel_size_mm: tuple[float, ...] | None = None
     channels: tuple[str, ...] = ()
+    untilt: bool = False
+    resample_slices: bool = False
+    allow_gaps: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,8 @@ class SourceRef:
 
     Attributes:
         id: Safe name, unique in its discovery.
-        kind: ``dicom``, ``nifti``, ``nrrd``, ``mha``, ``tiff``, ``png`` or ``jpeg``.
+        kind: ``dicom``, ``nifti``, ``nrrd``, ``mha``, ``tiff``, ``png`` or ``jpeg``; truth in DICOM: ``dicom-seg`` or
+            ``rtstruct``.
         files: The files it is made of; for DICOM in slice order. Never printed.
         axes: Stored axes, slowest first for TIFF ("TCZYX"), "IJK" order for volumes ("IJK", "CIJK").
         shape: Stored shape in the order of ``axes``.
@@ -47,6 +58,8 @@ class SourceRef:
         notes: What was noticed while reading headers (duplicates dropped, MONOCHROME1 inverted, ...).
         modality: DICOM modality (CT, MR, PT, ...), if known.
         read_as: JSON-able record of the switches that decided how it is read; stored in the manifest.
+        layout: For DICOM: how the stored slices make the grid, or what an annotation refers to. Holds UIDs: in memory
+            only, never printed or stored.
     """
 
     id: str
@@ -63,6 +76,7 @@ class SourceRef:
     notes: tuple[str, ...] = ()
     modality: str | None = None
     read_as: Mapping[str, Any] = field(default_factory=dict)
+    layout: SliceLayout | Annotation | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -76,10 +90,18 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Discovery:
-    """Everything found below a folder."""
+    """Everything found below a folder.
+
+    Attributes:
+        sources: The images.
+        skipped: What is neither image nor label.
+        annotations: Truth in DICOM (SEG, RTSTRUCT), which refers to images; each :class:`SourceRef` has an
+            :class:`~unet_med.io.slices.Annotation` as its layout.
+    """
 
     sources: tuple[SourceRef, ...]
     skipped: tuple[Skipped, ...] = ()
+    annotations: tuple[SourceRef, ...] = ()
 
     @property
     def usable(self) -> tuple[SourceRef, ...]:

@@ -1,0 +1,72 @@
+"""What every writer of masks is given, and what its file says when it is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_med.geometry import Geometry
+from unet_med.labels import LabelMap
+from unet_med.volume import ImageSource
+
+SegType = Literal["binary", "labelmap", "fractional"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How masks are written.
+
+    Attributes:
+        formats: Out of :data:`unet_med.io.export.formats.FORMATS`, in canonical spelling.
+        seg_type: Kind of DICOM SEG.
+        deidentify: Whether DICOM outputs carry no patient (PS3.15), with UIDs remapped by a keyed hash.
+        labels: Labels that replace those of the model (colours, codes); same names and values.
+    """
+
+    formats: tuple[str, ...] = ("nifti",)
+    seg_type: SegType = "binary"
+    deidentify: bool = False
+    labels: LabelMap | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MaskExport:
+    """A finished mask on its way into files.
+
+    Attributes:
+        source: The image it was made of; its geometry is the mask's.
+        labels: (I, J[, K]) unsigned integers on the grid of ``source``.
+        label_map: Names, colours and codes.
+        provenance: JSON-able; tool version, model and input hashes, ...; no patient data.
+        options: As given by the user.
+        probabilities: (labels, I, J[, K]) float32 from 0 to 1, one for each label of ``label_map``; only where a
+            format needs them.
+    """
+
+    source: ImageSource
+    labels: npt.NDArray[np.unsignedinteger[Any]]
+    label_map: LabelMap
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    options: ExportOptions = ExportOptions()
+    probabilities: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ReadBack:
+    """What another library finds in a written file.
+
+    Attributes:
+        reader: The library.
+        labels: (I, J, K) integers in the file's own axis order.
+        geometry: The grid they lie on, RAS+ mm.
+        exact: Whether the format stores voxels, so that every voxel must be the same (contours do not).
+    """
+
+    reader: str
+    labels: npt.NDArray[np.integer[Any]]
+    geometry: Geometry
+    exact: bool = True

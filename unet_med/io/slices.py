@@ -1,0 +1,186 @@
+"""How the stored slices of a DICOM series make a grid, and back: what readers, annotations and exports share.
+
+Coordinates are LPS mm as DICOM stores them; only :class:`unet_med.geometry.Geometry` turns them into RAS+. UIDs stay in
+memory: nothing here is printed or stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+LabelArray = npt.NDArray[np.integer[Any]]
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class StoredSlice:
+    """One slice as it is stored.
+
+    Attributes:
+        file: Index into the files of its source.
+        frame: Frame in that file, from 0.
+        position: Centre of its first voxel, LPS mm.
+        sop_uid: SOPInstanceUID of the file.
+    """
+
+    file: int
+    frame: int
+    position: Vector
+    sop_uid: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Regrid:
+    """Where stored slices lie on a rectangular grid that is not their own.
+
+    Attributes:
+        origins: For each stored slice the place (x, y, k) of its first voxel on the grid, in voxels of the grid; k
+            grows from slice to slice.
+        shape: Voxels of the grid along X, Y and K.
+    """
+
+    origins: tuple[Vector, ...]
+    shape: tuple[int, int, int]
+
+    def neighbours(self, plane: int) -> tuple[int, int, float]:
+        """Returns the stored slices below and above a plane of the grid and the weight of the upper one, 0 to 1."""
+        heights = [origin[2] for origin in self.origins]
+        above = min(int(np.searchsorted(heights, plane, side="right")), len(heights) - 1)
+        below = max(above - 1, 0)
+        gap = heights[above] - heights[below]
+        weight = 0.0 if gap <= 0 else min(max((plane - heights[below]) / gap, 0.0), 1.0)
+        return below, above, weight
+
+    def place(self, picture: npt.NDArray[np.float32], number: int, fill: float) -> npt.NDArray[np.float32]:
+        """Returns a stored slice (columns, rows), moved to its place (X, Y) on the grid by linear interpolation.
+
+        What lies more than half a voxel outside of the slice becomes ``fill``.
+        """
+        from scipy import ndimage  # a quarter of a second that a scan need not wait
+
+        shift = self.origins[number][:2]
+        moved = ndimage.affine_transform(
+            picture, np.ones(2), [-value for value in shift], self.shape[:2], order=1, mode="nearest", output=np.float32
+        )
+        for axis, (start, length) in enumerate(zip(shift, picture.shape, strict=True)):
+            index = np.arange(self.shape[axis]) - start
+            outside = (index < -0.5) | (index > length - 0.5)
+            moved[outside if axis == 0 else (slice(None), outside)] = fill
+        return moved
+
+    def labels_on_slices(self, labels: LabelArray, size: tuple[int, int]) -> LabelArray:
+        """Returns labels (X, Y, K) of the grid on the stored slices (columns, rows, slices), by nearest neighbour."""
+        out = np.zeros((*size, len(self.origins)), dtype=labels.dtype)
+        for number, (x, y, k) in enumerate(self.origins):
+            plane = labels[:, :, min(max(round(k), 0), self.shape[2] - 1)]
+            columns = np.rint(np.arange(size[0]) + x).astype(int)
+            rows = np.rint(np.arange(size[1]) + y).astype(int)
+            inside = np.ix_((columns >= 0) & (columns < self.shape[0]), (rows >= 0) & (rows < self.shape[1]))
+            picture = out[:, :, number]
+            picture[inside] = plane[np.ix_(columns[inside[0].ravel()], rows[inside[1].ravel()])]
+        return out
+
+    def labels_on_grid(self, stored: LabelArray) -> LabelArray:
+        """Returns labels of the stored slices (columns, rows, slices) on the grid (X, Y, K), by nearest neighbour."""
+        out = np.zeros(self.shape, dtype=stored.dtype)
+        for plane in range(self.shape[2]):
+            below, above, weight = self.neighbours(plane)
+            number = above if weight >= 0.5 else below
+            x, y, _ = self.origins[number]
+            columns = np.rint(np.arange(self.shape[0]) - x).astype(int)
+            rows = np.rint(np.arange(self.shape[1]) - y).astype(int)
+            inside_x = (columns >= 0) & (columns < stored.shape[0])
+            inside_y = (rows >= 0) & (rows < stored.shape[1])
+            out[:, :, plane][np.ix_(inside_x, inside_y)] = stored[:, :, number][
+                np.ix_(columns[inside_x], rows[inside_y])
+            ]
+        return out
+
+
+@dataclass(frozen=True)
+class SliceLayout:
+    """The stored slices of one volume or picture, in the order of the grid's K.
+
+    Attributes:
+        slices: One entry for each stored slice.
+        size: Stored columns and rows.
+        row: Unit vector along a row (growing column index, X), LPS.
+        column: Unit vector down a column (growing row index, Y), LPS, perpendicular to ``row``.
+        spacing_mm: Distance of voxels along X (between columns) and along Y (between rows).
+        step_mm: Distance of the grid's slices along the normal ``row x column``.
+        study_uid, series_uid, frame_uid: What DICOM calls the study, the series and the frame of reference.
+        regrid: How slices come onto the grid where it is not their own (untilted, resampled, gaps filled); ``None``
+            where voxel (i, j, k) of the grid is pixel (column i, row j) of slice k.
+    """
+
+    slices: tuple[StoredSlice, ...]
+    size: tuple[int, int]
+    row: Vector
+    column: Vector
+    spacing_mm: tuple[float, float]
+    step_mm: float
+    study_uid: str = field(default="", repr=False)
+    series_uid: str = field(default="", repr=False)
+    frame_uid: str = field(default="", repr=False)
+    regrid: Regrid | None = None
+
+    @property
+    def normal(self) -> FloatArray:
+        """Unit vector across the slices, LPS."""
+        return np.asarray(np.cross(self.row, self.column), dtype=np.float64)
+
+    def slice_affine(self, number: int) -> FloatArray:
+        """Returns the 4x4 matrix from (column, row, 0) of a stored slice to LPS mm; its third column is the step."""
+        affine = np.eye(4)
+        affine[:3, 0] = np.array(self.row) * self.spacing_mm[0]
+        affine[:3, 1] = np.array(self.column) * self.spacing_mm[1]
+        affine[:3, 2] = self.normal * self.step_mm
+        affine[:3, 3] = self.slices[number].position
+        return affine
+
+    def labels_on_slices(self, labels: LabelArray) -> LabelArray:
+        """Returns labels of the grid (I, J, K) as (columns, rows, stored slices)."""
+        return labels if self.regrid is None else self.regrid.labels_on_slices(labels, self.size)
+
+    def labels_on_grid(self, stored: LabelArray) -> LabelArray:
+        """Returns labels (columns, rows, stored slices) as (I, J, K) of the grid."""
+        return stored if self.regrid is None else self.regrid.labels_on_grid(stored)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a SEG, or one region of interest of an RTSTRUCT.
+
+    Attributes:
+        number: Segment number, or ROI number.
+        name: Its label or name, made safe for printing.
+        code: ``scheme:value`` of its type code; empty where there is none.
+    """
+
+    number: int
+    name: str
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What an annotation (SEG, RTSTRUCT) holds and refers to.
+
+    Attributes:
+        segments: Its segments.
+        series_uids: The series that it refers to.
+        sop_uids: The images that it refers to; may name images that are not there.
+        frame_uid: Its frame of reference.
+        study_uid: Its study.
+    """
+
+    segments: tuple[Segment, ...]
+    series_uids: frozenset[str] = field(default=frozenset(), repr=False)
+    sop_uids: frozenset[str] = field(default=frozenset(), repr=False)
+    frame_uid: str = field(default="", repr=False)
+    study_uid: str = field(default="", repr=False)
