@@ -14,7 +14,7 @@ import unet_med
 from unet_med import cli, errors
 
 COMMON = "--debug --help --json --verbose"
-INTAKE = "--axes --channel --pixel-size --series"
+INTAKE = "--allow-gaps --axes --channel --pixel-size --resample-slices --series --untilt"
 SURFACE = {
     "scan": f"folder {INTAKE}",
     "convert": f"folder out {INTAKE} --overwrite",
