@@ -303,7 +303,7 @@ class _Series:
 
     def _volume(self, stack: Stack) -> SourceRef:
         try:
-            stack, geometry = lay_out(stack)
+            stack, geometry, _, _ = lay_out(stack, self.options)
         except InputRefusedError as error:
             return self._refused(stack.headers, error, stack.suffix)
         return SourceRef(

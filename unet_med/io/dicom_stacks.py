@@ -18,6 +18,8 @@ import numpy.typing as npt
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
 from unet_med.io.dicom_headers import SPLIT_TAGS, Header, SplitTag
+from unet_med.io.slices import Regrid
+from unet_med.io.source import IntakeOptions
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -258,8 +260,11 @@ def _runs(headers: Sequence[Header], places: Sequence[int], count: int) -> list[
 # ---- one stack on a grid --------------------------------------------------------------------------------------------
 
 
-def lay_out(stack: Stack) -> tuple[Stack, Geometry]:
-    """Returns the stack in slice order and its grid.
+def lay_out(
+    stack: Stack,
+    options: IntakeOptions = IntakeOptions(),  # noqa: B008
+) -> tuple[Stack, Geometry, Regrid | None, dict[str, Any]]:
+    """Returns the stack in slice order, its grid, how slices come onto it, and the switches that were used.
 
     The grid's axes are the row direction (X), the column direction (Y) and the slice normal; its first voxel is the
     first slice's position. So it is rectangular by construction, and what that leaves out has been measured to be
@@ -288,7 +293,7 @@ def lay_out(stack: Stack) -> tuple[Stack, Geometry]:
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * between_columns, column * between_rows, normal * step
     affine[:3, 3] = positions[0]
     geometry = Geometry.from_lps((first.columns, first.rows, len(headers)), affine)
-    return replace(stack, headers=headers, notes=tuple(notes)), geometry
+    return replace(stack, headers=headers, notes=tuple(notes)), geometry, None, {}
 
 
 def slice_normal(header: Header) -> FloatArray:
