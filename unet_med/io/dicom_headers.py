@@ -150,8 +150,9 @@ class Header:
         pixel_spacing: Millimetres [between rows, between columns] (PixelSpacing).
         detector_spacing: The same at the detector (ImagerPixelSpacing).
         slope: RescaleSlope; ``None`` when absent, NaN when it is no number.
-        split: Tag of :data:`SPLIT_TAGS` to its value, where it has one.
         fault: Why the pixels cannot be whole; empty when they look whole.
+        split: Tag of :data:`SPLIT_TAGS` to its value, where it has one.
+        frame: Which frame of a multi-frame file it stands for, from 0.
     """
 
     path: Path
@@ -186,6 +187,7 @@ class Header:
     has_pixels: bool
     fault: str = ""
     split: dict[int, Any] = field(default_factory=dict)
+    frame: int = 0
 
     @property
     def has_place(self) -> bool:

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from unet_med.errors import InputRefusedError
+from unet_med.geometry import Geometry
 from unet_med.identity import series_id
 from unet_med.io.dicom_headers import Damaged, Header, read_header
 from unet_med.io.dicom_pixels import INVERTED_MODALITIES, missing_decoder, turned
 from unet_med.io.dicom_stacks import Stack, cluster, lay_out, leave_out_scouts, slice_normal, split_repeats
 from unet_med.io.reading import calibrated
+from unet_med.io.slices import Regrid, SliceLayout, StoredSlice, Vector
 from unet_med.io.source import Discovery, IntakeOptions, Skipped, SourceRef
 
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
@@ -303,18 +305,21 @@ class _Series:
 
     def _volume(self, stack: Stack) -> SourceRef:
         try:
-            stack, geometry, _, _ = lay_out(stack, self.options)
+            stack, geometry, regrid, used = lay_out(stack, self.options)
         except InputRefusedError as error:
             return self._refused(stack.headers, error, stack.suffix)
+        files = _files(stack.headers)
         return SourceRef(
             id=series_id(self.number, self.uid, stack.suffix),
             kind="dicom",
-            files=tuple(header.path for header in stack.headers),
+            files=files,
             axes="IJK",
             shape=geometry.shape,
             geometry=geometry,
             notes=(*self.notes, *stack.notes, *_remarks(stack.headers)),
             modality=self.modality or None,
+            read_as={**_part(stack.suffix), **used},
+            layout=_layout(stack.headers, files, geometry, regrid),
         )
 
     def _pictures(self, headers: Sequence[Header]) -> list[SourceRef]:
@@ -345,7 +350,8 @@ class _Series:
             geometry=geometry,
             notes=(*self.notes, *notes, *_remarks([header])),
             modality=self.modality or None,
-            read_as=read_as,
+            read_as={**_part(suffix), **read_as},
+            layout=_picture_layout(header, spacing),
         )
 
     def _multi_frame(self, header: Header, suffix: str) -> SourceRef:
@@ -364,7 +370,7 @@ class _Series:
         return SourceRef(
             id=series_id(self.number, self.uid, suffix),
             kind="dicom",
-            files=tuple(header.path for header in headers),
+            files=_files(headers),
             axes="IJ" if picture else "IJK",
             shape=size if picture else (*size, len(headers)),
             geometry=None,
@@ -372,7 +378,77 @@ class _Series:
             reason=str(error),
             notes=tuple(self.notes),
             modality=self.modality or None,
+            read_as=_part(suffix),
         )
+
+
+def _part(suffix: str) -> dict[str, Any]:
+    """Returns what is stored of a source that is one of several in its series."""
+    return {"part": suffix} if suffix else {}
+
+
+def _files(headers: Iterable[Header]) -> tuple[Path, ...]:
+    """Returns the files of slices in their order, each once."""
+    return tuple(dict.fromkeys(header.path for header in headers))
+
+
+def _layout(headers: Sequence[Header], files: Sequence[Path], geometry: Geometry, regrid: Regrid | None) -> SliceLayout:
+    """Returns where the slices of a volume are stored and lie; ``headers`` are in the order of the grid's K."""
+    affine = geometry.to_lps()
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    first = headers[0]
+    return SliceLayout(
+        slices=_stored(headers, files),
+        size=(first.columns, first.rows),
+        row=_vector(affine[:3, 0] / steps[0]),
+        column=_vector(affine[:3, 1] / steps[1]),
+        spacing_mm=(float(steps[0]), float(steps[1])),
+        step_mm=float(steps[2]),
+        study_uid=first.study_uid,
+        series_uid=first.series_uid,
+        frame_uid=first.frame_uid,
+        regrid=regrid,
+    )
+
+
+def _picture_layout(header: Header, spacing: tuple[float, ...] | None) -> SliceLayout | None:
+    """Returns where a picture lies; ``None`` when it does not tell.
+
+    Args:
+        header: Of the picture.
+        spacing: Millimetres between rows and between columns.
+    """
+    if header.position is None or header.orientation is None or spacing is None:
+        return None
+    try:
+        normal = slice_normal(header)
+    except InputRefusedError:
+        return None
+    row = np.array(header.orientation[:3]) / np.linalg.norm(header.orientation[:3])
+    return SliceLayout(
+        slices=_stored([header], [header.path]),
+        size=(header.columns, header.rows),
+        row=_vector(row),
+        column=_vector(np.cross(normal, row)),
+        spacing_mm=(spacing[1], spacing[0]),
+        step_mm=header.thickness or 1.0,
+        study_uid=header.study_uid,
+        series_uid=header.series_uid,
+        frame_uid=header.frame_uid,
+    )
+
+
+def _stored(headers: Iterable[Header], files: Sequence[Path]) -> tuple[StoredSlice, ...]:
+    place = {path: number for number, path in enumerate(files)}
+    return tuple(
+        StoredSlice(place[header.path], header.frame, _vector(header.position or ()), header.sop_uid)
+        for header in headers
+    )
+
+
+def _vector(values: Iterable[float]) -> Vector:
+    x, y, z = map(float, values)
+    return x, y, z
 
 
 def _by_instance(header: Header) -> tuple[Any, ...]:

@@ -127,21 +127,35 @@ def restore_ref(entry: Mapping[str, Any], files: Sequence[Path]) -> SourceRef:
         axes=stored.get("axes"),
         pixel_size_mm=tuple(stored["pixel_size_mm"]) if stored.get("pixel_size_mm") else None,
         channels=tuple(str(channel) for channel in stored.get("channels", ())),
+        untilt=bool(stored.get("untilt")),
+        resample_slices=bool(stored.get("resample_slices")),
+        allow_gaps=bool(stored.get("allow_gaps")),
     )
     kind = _kind_of(files[0])
     if kind is None:
         from unet_med.io.dicom import inspect_dicom
 
         every = files if files[0].is_file() else [path for path in sorted(files[0].rglob("*")) if path.is_file()]
-        found = list(inspect_dicom(every, options).sources)
+        looked = inspect_dicom(every, options)
+        found = _parts([*looked.sources, *looked.annotations], stored)
     else:
         found = [ref for ref in _inspect(files[0], kind, options) if _same_part(ref, stored)]
     name = str(entry.get("id") or (found[0].id if found else "source"))
     if len(found) == 1:
-        return replace(found[0], id=name)
+        return replace(found[0], id=name, read_as={**found[0].read_as, **stored})
     what = "no image is in the files any more" if not found else f"the files hold {len(found)} images, not one"
     error = InputRefusedError(what, remedy="scan the folder and make the manifest again")
     return replace(refused_ref(files[0], kind or "dicom", error), id=name, files=tuple(files))
+
+
+def _parts(found: Sequence[SourceRef], stored: Mapping[str, Any]) -> list[SourceRef]:
+    """Returns the sources that are the stored part of their series; all when there is no such part.
+
+    Of a series that was cut into parts only the files of one are stored, and these make one source without a name of
+    its part. So the name decides only where files still hold several.
+    """
+    same = [ref for ref in found if ref.read_as.get("part") == stored.get("part")]
+    return same if same and len(found) > 1 else list(found)
 
 
 def _same_part(ref: SourceRef, stored: Mapping[str, Any]) -> bool:
