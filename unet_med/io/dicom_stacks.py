@@ -39,6 +39,15 @@ PLACE_TOLERANCE = 0.1
 DRIFT_TOLERANCE_PIXELS = 0.1
 """Largest sideways drift of a slice against the slice normal."""
 
+STILL_PIXELS = 0.01
+"""An axis along which untilted slices drift less is left as it is stored."""
+
+MOST_TILT_DEGREES = 45.0
+"""A stack that leans over further is no tilted one."""
+
+MOST_PLANES = 3
+"""Planes of a grid for each stored slice; beyond that interpolation would make up most of the volume."""
+
 SMALL_STACK = 3
 """A stack of so few slices beside a bigger one is a scout."""
 
@@ -270,30 +279,42 @@ def lay_out(
     first slice's position. So it is rectangular by construction, and what that leaves out has been measured to be
     below the tolerances.
 
+    With ``options.untilt``, ``resample_slices`` or ``allow_gaps`` the grid may differ from the slices: its planes stay
+    parallel to them, it is enlarged so that no voxel of any slice is lost, and the :class:`Regrid` says where they lie.
+
     Raises:
-        InputRefusedError: Slices are missing, unevenly spaced or drift sideways; or the step of a single slice is
-            not known.
+        InputRefusedError: Slices are missing, unevenly spaced or drift sideways, and the switch for that is off; or the
+            step of a single slice is not known.
     """
     first = stack.headers[0]
     row, column = _directions(first)
     normal = np.cross(row, column)
     headers = tuple(sorted(stack.headers, key=lambda header: (_projection(header, normal), header.sop_uid)))
     positions = np.array([header.position for header in headers], dtype=np.float64)
-    notes = list(stack.notes)
-    if len(headers) == 1:
-        step = _single_step(headers[0])
-        notes.append("a single slice: its thickness is taken from the header")
-    else:
-        along = (positions - positions[0]) @ normal
-        _check_steps(along, float(positions[0] @ normal))
-        _check_drift(positions, row, column, normal, first.pixel_spacing or (1.0, 1.0))
-        step = float(along[-1]) / (len(headers) - 1)
     between_rows, between_columns = first.pixel_spacing or (1.0, 1.0)
+    offsets = positions - positions[0]
+    if len(headers) == 1:
+        planes = _Planes(
+            np.zeros(1), 1, _single_step(first), ("a single slice: its thickness is taken from the header",)
+        )
+    else:
+        planes = _planes(offsets @ normal, float(positions[0] @ normal), options)
+    sideways = np.stack([offsets @ row / between_columns, offsets @ column / between_rows], axis=1)
+    moved = np.linalg.norm(offsets - np.outer(offsets @ normal, normal), axis=1)
+    shifts, tilt = _shifts(sideways, offsets @ normal, moved, options)
+    low, high = shifts.min(axis=0), shifts.max(axis=0)
+    width, height = (n + math.ceil(b - a) for n, a, b in zip((first.columns, first.rows), low, high, strict=True))
+    notes, used = [*stack.notes, *planes.notes], dict.fromkeys(planes.switches, True)
+    if tilt:
+        notes.append(f"{tilt}: regridded from {first.columns} x {first.rows} to {width} x {height} voxels")
+        used["untilt"] = True
     affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * between_columns, column * between_rows, normal * step
-    affine[:3, 3] = positions[0]
-    geometry = Geometry.from_lps((first.columns, first.rows, len(headers)), affine)
-    return replace(stack, headers=headers, notes=tuple(notes)), geometry, None, {}
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * between_columns, column * between_rows, normal * planes.step
+    affine[:3, 3] = positions[0] + affine[:3, :2] @ low
+    geometry = Geometry.from_lps((width, height, planes.count), affine)
+    origins = np.column_stack([shifts - low, planes.heights])
+    regrid = Regrid(tuple((float(x), float(y), float(k)) for x, y, k in origins), (width, height, planes.count))
+    return replace(stack, headers=headers, notes=tuple(notes)), geometry, regrid if used else None, used
 
 
 def slice_normal(header: Header) -> FloatArray:
@@ -333,38 +354,107 @@ def _single_step(header: Header) -> float:
     return abs(step)
 
 
-def _check_steps(along: FloatArray, origin: float) -> None:
-    """Refuses missing slices and uneven steps.
+@dataclass(frozen=True, eq=False)
+class _Planes:
+    """The planes of a grid along the slice normal.
+
+    Attributes:
+        heights: (slices,) place of each slice, in steps.
+        count: Number of planes.
+        step: Distance of planes in mm.
+        notes: What was done to the slices.
+        switches: The options that were needed.
+    """
+
+    heights: FloatArray
+    count: int
+    step: float
+    notes: tuple[str, ...] = ()
+    switches: tuple[str, ...] = ()
+
+
+def _planes(along: FloatArray, origin: float, options: IntakeOptions) -> _Planes:
+    """Returns the planes that hold the slices.
 
     Args:
         along: Sorted positions along the normal in mm, the first one 0.
         origin: Position of the first slice along the normal, for messages.
+        options: ``allow_gaps`` and ``resample_slices``.
+
+    Raises:
+        InputRefusedError: Slices are missing or unevenly spaced, and the switch for that is off.
     """
     steps = np.diff(along)
     common = _commonest(steps)
     tolerance = max(STEP_TOLERANCE_MM, STEP_TOLERANCE * common)
     multiples = np.maximum(np.rint(steps / common), 1)
-    off = np.abs(steps - multiples * common) > tolerance * multiples
-    if not off.any() and (multiples > 1).any():
-        gaps = [
-            f"{int(multiple) - 1} between {origin + a:.2f} and {origin + b:.2f} mm"
-            for (a, b), multiple in zip(pairwise(along), multiples, strict=True)
-            if multiple > 1
-        ]
-        missing = int((multiples - 1).sum())
+    heights = np.concatenate([[0.0], np.cumsum(multiples)])
+    step = float(along[-1] / heights[-1])
+    away = float(np.abs(along - step * heights).max())
+    if (np.abs(steps - multiples * common) > tolerance * multiples).any() or away > max(
+        STEP_TOLERANCE_MM, PLACE_TOLERANCE * common
+    ):
+        return _resampled(along, origin, common, options)
+    count = int(heights[-1]) + 1
+    missing = count - len(along)
+    if not missing:
+        return _Planes(heights, count, step)
+    gaps = [
+        f"{int(multiple) - 1} between {origin + a:.2f} and {origin + b:.2f} mm"
+        for (a, b), multiple in zip(pairwise(along), multiples, strict=True)
+        if multiple > 1
+    ]
+    what, where = f"{missing} slice{'s are' if missing > 1 else ' is'} missing", f"{_some(gaps)} along the slice normal"
+    if not options.allow_gaps:
         raise InputRefusedError(
-            f"{missing} slice{'s are' if missing > 1 else ' is'} missing",
-            f"{_some(gaps)} along the slice normal",
-            "add the missing files, or " + _EXPORT_AGAIN,
+            what, where, f"add the missing files, {_EXPORT_AGAIN}, or fill gaps by interpolation with --allow-gaps"
         )
-    even = along[-1] / len(steps) * np.arange(len(along))
-    drift = float(np.abs(along - even).max())
+    _check_density(count, len(along), where)
+    return _Planes(heights, count, step, (f"{what}: filled by linear interpolation, {where}",), ("allow_gaps",))
+
+
+def _resampled(along: FloatArray, origin: float, common: float, options: IntakeOptions) -> _Planes:
+    """Returns even planes from the first to the last of slices with uneven steps, where the options allow it."""
+    steps = np.diff(along)
+    what = f"the slices are not evenly spaced: steps of {steps.min():.3f} to {steps.max():.3f} mm"
     uneven = origin + float(along[int(np.argmax(np.abs(steps - common)))])
-    if off.any() or drift > max(STEP_TOLERANCE_MM, PLACE_TOLERANCE * common):
+    where = f"the most uneven step begins at {uneven:.2f} mm along the slice normal"
+    tolerance = max(STEP_TOLERANCE_MM, STEP_TOLERANCE * common)
+    gaps = int((steps >= 2 * common - tolerance).sum())
+    if not options.resample_slices:
         raise InputRefusedError(
-            f"the slices are not evenly spaced: steps of {steps.min():.3f} to {steps.max():.3f} mm",
-            f"the most uneven step begins at {uneven:.2f} mm along the slice normal",
-            "give a series with even steps (reconstruct it again, or resample it with other software)",
+            what,
+            where,
+            "give a series with even steps, or interpolate onto even ones with --resample-slices"
+            + (" --allow-gaps" if gaps else ""),
+        )
+    if gaps and not options.allow_gaps:
+        wide = "step is" if gaps == 1 else "steps are"
+        raise InputRefusedError(
+            f"{what}, and {gaps} {wide} at least twice the commonest one of {common:.3f} mm: slices may be missing",
+            where,
+            "add the missing files, or interpolate over gaps too with --allow-gaps",
+        )
+    agreeing = int((np.abs(steps - common) <= tolerance).sum())
+    wanted = common if 2 * agreeing >= len(steps) else float(np.median(steps))
+    count = max(round(float(along[-1]) / wanted), 1) + 1
+    _check_density(count, len(along), where)
+    step = float(along[-1]) / (count - 1)
+    note = (
+        f"steps of {steps.min():.3f} to {steps.max():.3f} mm: {len(along)} slices interpolated linearly onto {count} "
+        f"at every {step:.3f} mm"
+    )
+    switches = ("resample_slices", "allow_gaps") if gaps else ("resample_slices",)
+    return _Planes(np.round(along / step, 6), count, step, (note,), switches)
+
+
+def _check_density(planes: int, slices: int, where: str) -> None:
+    """Refuses to make up most of a volume."""
+    if planes > MOST_PLANES * slices:
+        raise InputRefusedError(
+            f"{slices} slices are too few to fill {planes} planes by interpolation",
+            where,
+            "add the missing files, or remove the slice that lies far from the others",
         )
 
 
@@ -382,23 +472,41 @@ def _commonest(steps: FloatArray) -> float:
     return float(np.median(close))
 
 
-def _check_drift(
-    positions: FloatArray, row: FloatArray, column: FloatArray, normal: FloatArray, spacing: tuple[float, ...]
-) -> None:
-    """Refuses a stack whose slices move sideways: a tilted gantry, or slices of different centres."""
-    offsets = positions - positions[0]
-    sideways = np.stack([offsets @ row / spacing[1], offsets @ column / spacing[0]], axis=1)
+def _shifts(
+    sideways: FloatArray, along: FloatArray, moved: FloatArray, options: IntakeOptions
+) -> tuple[FloatArray, str]:
+    """Returns how far slices lie sideways of the first one, in pixels, and what is to be said of it.
+
+    Args:
+        sideways: (slices, 2) in-plane position against the first slice, in pixels.
+        along: (slices,) position along the slice normal in mm, against the first slice.
+        moved: (slices,) length of ``sideways`` in mm.
+        options: ``untilt``.
+
+    Returns:
+        (slices, 2) pixels, all 0 within the tolerance; a note, empty where nothing has to be moved.
+
+    Raises:
+        InputRefusedError: The slices are of different centres; or they are tilted and ``untilt`` is off.
+    """
     worst = float(np.abs(sideways).max())
     if worst <= DRIFT_TOLERANCE_PIXELS:
-        return
-    length = float(offsets[-1] @ normal)
-    moved = float(np.linalg.norm(offsets - np.outer(offsets @ normal, normal), axis=1).max())
-    straight = np.outer(np.linspace(0.0, 1.0, len(offsets)), sideways[-1])
-    if float(np.abs(sideways - straight).max()) <= max(DRIFT_TOLERANCE_PIXELS, 0.02 * worst):
-        what = f"the stack is tilted by {math.degrees(math.atan2(moved, length)):.2f} degrees (gantry tilt)"
-    else:
-        what = "the slices are not above each other"
-    raise InputRefusedError(
-        f"{what}: they move sideways by {moved:.2f} mm over {length:.1f} mm",
-        remedy="regrid the series to a rectangular grid with other software (for example dcm2niix) and give that",
-    )
+        return np.zeros_like(sideways), ""
+    far, length = float(moved.max()), float(along[-1])
+    what = f"they move sideways by {far:.2f} mm over {length:.1f} mm"
+    straight = np.outer(along / length, sideways[-1])
+    angle = math.degrees(math.atan2(far, length))
+    if (
+        float(np.abs(sideways - straight).max()) > max(DRIFT_TOLERANCE_PIXELS, 0.02 * worst)
+        or angle > MOST_TILT_DEGREES
+    ):
+        raise InputRefusedError(
+            f"the slices are not above each other: {what}",
+            remedy=f"{_EXPORT_AGAIN}; slices of different centres, or steeply slanted ones, make no volume",
+        )
+    tilt = f"the stack is tilted by {angle:.2f} degrees (gantry tilt)"
+    if not options.untilt:
+        raise InputRefusedError(f"{tilt}: {what}", remedy="regrid it to a rectangular grid with --untilt")
+    shifts = np.round(sideways, 6)
+    shifts[:, np.ptp(shifts, axis=0) <= STILL_PIXELS] = 0.0
+    return shifts, f"{tilt}, {what}"

@@ -6,6 +6,7 @@ memory: nothing here is printed or stored.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,8 @@ class StoredSlice:
 class Regrid:
     """Where stored slices lie on a rectangular grid that is not their own.
 
+    The grid is big enough for every slice: 0 <= x <= X - columns, 0 <= y <= Y - rows, 0 <= k <= K - 1.
+
     Attributes:
         origins: For each stored slice the place (x, y, k) of its first voxel on the grid, in voxels of the grid; k
             grows from slice to slice.
@@ -61,45 +64,55 @@ class Regrid:
 
         What lies more than half a voxel outside of the slice becomes ``fill``.
         """
-        from scipy import ndimage  # a quarter of a second that a scan need not wait
-
-        shift = self.origins[number][:2]
-        moved = ndimage.affine_transform(
-            picture, np.ones(2), [-value for value in shift], self.shape[:2], order=1, mode="nearest", output=np.float32
-        )
-        for axis, (start, length) in enumerate(zip(shift, picture.shape, strict=True)):
-            index = np.arange(self.shape[axis]) - start
-            outside = (index < -0.5) | (index > length - 0.5)
-            moved[outside if axis == 0 else (slice(None), outside)] = fill
+        moved = np.asarray(picture, dtype=np.float32)
+        for axis, shift in enumerate(self.origins[number][:2]):
+            moved = _shifted(moved, axis, shift, self.shape[axis], fill)
         return moved
 
     def labels_on_slices(self, labels: LabelArray, size: tuple[int, int]) -> LabelArray:
         """Returns labels (X, Y, K) of the grid on the stored slices (columns, rows, slices), by nearest neighbour."""
-        out = np.zeros((*size, len(self.origins)), dtype=labels.dtype)
-        for number, (x, y, k) in enumerate(self.origins):
-            plane = labels[:, :, min(max(round(k), 0), self.shape[2] - 1)]
-            columns = np.rint(np.arange(size[0]) + x).astype(int)
-            rows = np.rint(np.arange(size[1]) + y).astype(int)
-            inside = np.ix_((columns >= 0) & (columns < self.shape[0]), (rows >= 0) & (rows < self.shape[1]))
-            picture = out[:, :, number]
-            picture[inside] = plane[np.ix_(columns[inside[0].ravel()], rows[inside[1].ravel()])]
+        out = np.empty((*size, len(self.origins)), dtype=labels.dtype)
+        for number in range(len(self.origins)):
+            x, y, k = self._nearest(number)
+            out[:, :, number] = labels[x : x + size[0], y : y + size[1], k]
         return out
 
     def labels_on_grid(self, stored: LabelArray) -> LabelArray:
-        """Returns labels of the stored slices (columns, rows, slices) on the grid (X, Y, K), by nearest neighbour."""
+        """Returns labels of the stored slices (columns, rows, slices) on the grid (X, Y, K), by nearest neighbour.
+
+        Where no slice is, there is 0. What :meth:`labels_on_slices` makes of the result is ``stored`` again, unless
+        slices lie closer together than planes.
+        """
         out = np.zeros(self.shape, dtype=stored.dtype)
         for plane in range(self.shape[2]):
             below, above, weight = self.neighbours(plane)
             number = above if weight >= 0.5 else below
-            x, y, _ = self.origins[number]
-            columns = np.rint(np.arange(self.shape[0]) - x).astype(int)
-            rows = np.rint(np.arange(self.shape[1]) - y).astype(int)
-            inside_x = (columns >= 0) & (columns < stored.shape[0])
-            inside_y = (rows >= 0) & (rows < stored.shape[1])
-            out[:, :, plane][np.ix_(inside_x, inside_y)] = stored[:, :, number][
-                np.ix_(columns[inside_x], rows[inside_y])
-            ]
+            x, y, _ = self._nearest(number)
+            out[x : x + stored.shape[0], y : y + stored.shape[1], plane] = stored[:, :, number]
         return out
+
+    def _nearest(self, number: int) -> tuple[int, int, int]:
+        """Returns the voxel of the grid that is nearest to the first voxel of a stored slice."""
+        x, y, k = (math.floor(value + 0.5) for value in self.origins[number])
+        return x, y, k
+
+
+def _shifted(
+    picture: npt.NDArray[np.float32], axis: int, shift: float, length: int, fill: float
+) -> npt.NDArray[np.float32]:
+    """Returns ``length`` voxels along one axis, the picture's first one at ``shift``."""
+    if shift == 0 and length == picture.shape[axis]:
+        return picture
+    whole = math.floor(shift)
+    fraction = np.float32(shift - whole)
+    last = picture.shape[axis] - 1
+    index = np.arange(length) - whole
+    moved = picture.take(np.clip(index, 0, last), axis)
+    if fraction > 0:
+        moved = (1 - fraction) * moved + fraction * picture.take(np.clip(index - 1, 0, last), axis)
+    outside = (index - fraction < -0.5) | (index - fraction > last + 0.5)
+    moved[outside if axis == 0 else (slice(None), outside)] = fill
+    return moved
 
 
 @dataclass(frozen=True)
