@@ -24,6 +24,7 @@ import tifffile
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import CORNER_TOLERANCE_MM, SHEAR_TOLERANCE, Geometry
 from unet_med.io.atomic import whole_file, write_json
+from unet_med.io.export.measure import label_centroids
 from unet_med.io.nifti import NiftiSource, copy_forms, forms_agree
 from unet_med.io.reading import FileSource, native, whole
 from unet_med.labels import LabelMap
@@ -348,24 +349,6 @@ def _wrong(what: str, where: str) -> InputRefusedError:
         where,
         "the file was removed; report this together with `unet-med scan --json`",
     )
-
-
-def label_centroids(labels: npt.NDArray[Any]) -> dict[int, npt.NDArray[np.float64]]:
-    """Returns the mean voxel index (d,) of each label above 0 of an integer array of d axes."""
-    counts = np.zeros(1)
-    sums = np.zeros((labels.ndim, 1))
-    for last in range(labels.shape[-1]):
-        slab = labels[..., last]
-        if not slab.any():
-            continue
-        where = np.nonzero(slab.T)[::-1]  # read in the order of memory
-        values = slab[where].astype(np.intp)
-        size = max(len(counts), int(values.max()) + 1)
-        counts = np.pad(counts, (0, size - len(counts))) + np.bincount(values, minlength=size)
-        sums = np.pad(sums, ((0, 0), (0, size - sums.shape[1])))
-        for axis, index in enumerate((*where, np.full(values.shape, last))):
-            sums[axis] += np.bincount(values, weights=index, minlength=size)
-    return {int(value): sums[:, value] / counts[value] for value in np.flatnonzero(counts)}
 
 
 # ---- TIFF ---------------------------------------------------------------------------------------------------------

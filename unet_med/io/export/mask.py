@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from unet_med.geometry import Geometry
+from unet_med.io.export.measure import LabelMeasure, measure_labels
+from unet_med.io.reading import FileSource
+from unet_med.io.slices import SliceLayout
+from unet_med.io.source import SourceRef
 from unet_med.labels import LabelMap
 from unet_med.volume import ImageSource
 
@@ -54,6 +59,22 @@ class MaskExport:
     options: ExportOptions = ExportOptions()
     probabilities: npt.NDArray[np.float32] | None = None
 
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of the mask, that of its source."""
+        return self.source.geometry
+
+    @cached_property
+    def measures(self) -> dict[int, LabelMeasure]:
+        """Size and centre of each label that occurs, measured once for all formats."""
+        return measure_labels(self.labels, self.geometry)
+
+    @property
+    def dicom(self) -> SourceRef | None:
+        """The DICOM series that the mask belongs to, with its slice layout; ``None`` for all other sources."""
+        ref = source_ref(self.source)
+        return ref if ref is not None and ref.kind == "dicom" and isinstance(ref.layout, SliceLayout) else None
+
 
 @dataclass(frozen=True, eq=False)
 class ReadBack:
@@ -70,3 +91,13 @@ class ReadBack:
     labels: npt.NDArray[np.integer[Any]]
     geometry: Geometry
     exact: bool = True
+
+
+def source_ref(source: ImageSource) -> SourceRef | None:
+    """Returns what discovery said of a source, also where it is one frame of another; ``None`` for arrays."""
+    inner: Any = source
+    while not isinstance(inner, FileSource):
+        inner = getattr(inner, "source", None)
+        if inner is None:
+            return None
+    return inner.ref
