@@ -7,6 +7,7 @@ What is measured is compared with tolerances in mm, and a stack beyond them is r
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
@@ -51,6 +52,20 @@ MOST_PLANES = 3
 SMALL_STACK = 3
 """A stack of so few slices beside a bigger one is a scout."""
 
+_CALLED_BY_VALUE = frozenset({"b", "energy"})
+
+_KNOWN_TYPES = frozenset(
+    {
+        *("M", "P", "R", "I", "MAGNITUDE", "PHASE", "PHASE MAP", "REAL", "IMAGINARY", "MIXED", "FFE", "SE", "IR"),
+        *("WATER", "FAT", "W", "F", "IP", "OP", "IN_PHASE", "OUT_PHASE", "OPP_PHASE", "FAT_FRACTION", "T1", "T2"),
+        *("T2 MAP", "T1 MAP", "T2_STAR", "R2_STAR", "FIELD_MAP", "B0", "DIFFUSION", "ADC", "TRACEW", "TRACE", "FA"),
+        *("ISOTROPIC", "EADC", "EXP", "MEAN", "MAXIMUM", "MINIMUM", "MEDIAN", "SUM", "STDDEV", "ORIGINAL", "DERIVED"),
+        *("PRIMARY", "SECONDARY", "AXIAL", "AVERAGE", "MIP", "MINIP", "MPR", "SUBTRACT", "SUB", "PERFUSION", "RCBV"),
+        *("VOLUME", "NORM", "DIS2D", "DIS3D", "ND", "MONO", "VMI", "IODINE", "VNC", "LOW", "HIGH", "CBF", "CBV", "MTT"),
+    }
+)
+"""Words of ImageType that may be printed; anything else there could be free text."""
+
 _EXPORT_AGAIN = "export the series again from the archive or the scanner"
 
 
@@ -73,10 +88,15 @@ class Stack:
 
 
 def cluster(headers: Sequence[Header]) -> list[list[Header]]:
-    """Returns the slices grouped by size, orientation, pixel spacing, frame of reference and kind, biggest first."""
+    """Returns the slices grouped by size, orientation, pixel spacing, frame of reference and kind, biggest first.
+
+    Where a series has one frame of reference, slices without one belong to it.
+    """
     groups: list[list[Header]] = []
+    frames = {header.frame_uid for header in headers} - {""}
+    only = frames.pop() if len(frames) == 1 else ""
     for header in headers:
-        home = next((group for group in groups if _alike(group[0], header)), None)
+        home = next((group for group in groups if _alike(group[0], header, only)), None)
         if home is None:
             groups.append([header])
         else:
@@ -84,8 +104,8 @@ def cluster(headers: Sequence[Header]) -> list[list[Header]]:
     return sorted(groups, key=lambda group: (-len(group), _first_corner(group)))
 
 
-def _alike(a: Header, b: Header) -> bool:
-    return _kind(a) == _kind(b) and (
+def _alike(a: Header, b: Header, frame_uid: str) -> bool:
+    return _kind(a, frame_uid) == _kind(b, frame_uid) and (
         (a.orientation == b.orientation and a.pixel_spacing == b.pixel_spacing)
         or (
             all(abs(x - y) <= ORIENTATION_TOLERANCE for x, y in _pairs(a.orientation, b.orientation))
@@ -94,8 +114,8 @@ def _alike(a: Header, b: Header) -> bool:
     )
 
 
-def _kind(header: Header) -> tuple[Any, ...]:
-    return header.rows, header.columns, header.frame_uid, header.modality, header.photometric
+def _kind(header: Header, frame_uid: str) -> tuple[Any, ...]:
+    return header.rows, header.columns, header.frame_uid or frame_uid, header.modality, header.photometric
 
 
 def _pairs(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> Iterable[tuple[float, float]]:
@@ -160,8 +180,8 @@ def _is_even(places: FloatArray) -> bool:
 def split_repeats(headers: Sequence[Header]) -> list[Stack]:
     """Returns one stack, or several when positions repeat (echoes, phases, time points, b-values, energies).
 
-    The first tag, or else pair of tags, wins whose values cut the slices into groups that each hold every position
-    once.
+    The first tag wins whose values cut the slices into groups that each hold every position once; else the first pair,
+    else the first three tags. Slices of different echoes are never one stack, even where no position repeats.
 
     Raises:
         InputRefusedError: No tag tells the repeats apart.
@@ -169,7 +189,8 @@ def split_repeats(headers: Sequence[Header]) -> list[Stack]:
     places = _places(headers)
     count = max(places) + 1
     if count == len(headers):
-        return [Stack(tuple(headers))]
+        echoes = _groups(headers, SPLIT_TAGS[:1])
+        return _named(echoes, SPLIT_TAGS[:1]) if len(echoes) > 1 else [Stack(tuple(headers))]
     if len(headers) % count == 0:
         for tags in _candidates(headers):
             groups = _groups(headers, tags)
@@ -183,8 +204,21 @@ def split_repeats(headers: Sequence[Header]) -> list[Stack]:
             ]
     raise InputRefusedError(
         f"{len(headers)} slices at {count} positions, and no tag tells the repeats apart",
-        remedy="export one series for each echo, phase or time point",
+        _odd_places(headers, places),
+        "export one series for each echo, phase or time point, or remove the surplus files",
     )
+
+
+def _odd_places(headers: Sequence[Header], places: Sequence[int]) -> str:
+    """Says which positions do not hold as many slices as most do; empty where all hold the same."""
+    counts = Counter(places)
+    usual = Counter(counts.values()).most_common(1)[0][0]
+    normal = slice_normal(headers[0])
+    odd: dict[int, str] = {}
+    for place, header in sorted(zip(places, headers, strict=True), key=lambda pair: pair[0]):
+        if counts[place] != usual:
+            odd[place] = f"{counts[place]} at {_projection(header, normal):.2f} mm"
+    return f"{_some(list(odd.values()))} along the slice normal, {usual} elsewhere" if odd else ""
 
 
 def _places(headers: Sequence[Header]) -> list[int]:
@@ -200,10 +234,11 @@ def _places(headers: Sequence[Header]) -> list[int]:
 
 
 def _candidates(headers: Sequence[Header]) -> Iterable[tuple[SplitTag, ...]]:
-    """Yields the tags that differ between slices, then all pairs of them."""
+    """Yields the tags that differ between slices, then all pairs of them, then all threes."""
     differing = [tag for tag in SPLIT_TAGS if len({header.split.get(tag.tag) for header in headers}) > 1]
     yield from ((tag,) for tag in differing)
     yield from combinations(differing, 2)
+    yield from combinations(differing, 3)
 
 
 def _groups(headers: Iterable[Header], tags: tuple[SplitTag, ...]) -> dict[Any, list[Header]]:
@@ -216,37 +251,64 @@ def _groups(headers: Iterable[Header], tags: tuple[SplitTag, ...]) -> dict[Any, 
 
 def _complete(groups: dict[Any, list[Header]], headers: Sequence[Header], places: Sequence[int], count: int) -> bool:
     """Whether each group holds every position exactly once."""
+    if any(len(group) != count for group in groups.values()):
+        return False
     place = {id(header): number for header, number in zip(headers, places, strict=True)}
-    return all(len(group) == count and len({place[id(one)] for one in group}) == count for group in groups.values())
+    return all(len({place[id(one)] for one in group}) == count for group in groups.values())
 
 
 def _named(groups: dict[Any, list[Header]], tags: tuple[SplitTag, ...]) -> list[Stack]:
     """Returns the groups in the order of their values, with what tells them apart."""
     ordered = sorted(groups, key=lambda values: tuple((value is not None, value) for value in values))
-    ranks = [_ranks(ordered, axis) for axis in range(len(tags))]
+    names = [_names(ordered, axis, tag) for axis, tag in enumerate(tags)]
+    told = _told([groups[values] for values in ordered])
     stacks = []
-    for number, values in enumerate(ordered, start=1):
-        words = [f"{tag.word}{ranks[axis][values[axis]]}" for axis, tag in enumerate(tags)]
-        told = [text for tag, value in zip(tags, values, strict=True) if (text := _told(tag, value))]
-        note = _split_note(" and ".join(tag.word for tag in tags), number, len(ordered), len(groups[values]))
-        stacks.append(
-            Stack(tuple(groups[values]), "-".join(words), (note + (f" ({', '.join(told)})" if told else ""),))
-        )
+    for number, values in enumerate(ordered):
+        suffix = "-".join(f"{tag.word}{names[axis][values[axis]]}" for axis, tag in enumerate(tags))
+        note = _split_note(" and ".join(tag.word for tag in tags), number + 1, len(ordered), len(groups[values]))
+        stacks.append(Stack(tuple(groups[values]), suffix, (note + told[number],)))
     return stacks
 
 
-def _ranks(ordered: Sequence[tuple[Any, ...]], axis: int) -> dict[Any, int]:
-    """Returns the number of each value of one tag, counted from 1 in ascending order, a missing value first."""
+def _names(ordered: Sequence[tuple[Any, ...]], axis: int, tag: SplitTag) -> dict[Any, int]:
+    """Returns what each value of one tag is called in an id.
+
+    B-values and tube voltages are called by their number (b0, b1000; energy80); others are counted from 1 in ascending
+    order, a missing value first.
+    """
     distinct = sorted({values[axis] for values in ordered}, key=lambda value: (value is not None, value))
+    if tag.word in _CALLED_BY_VALUE and None not in distinct:
+        rounded = [round(_first_number(value)) for value in distinct]
+        if len(set(rounded)) == len(distinct) and min(rounded) >= 0:
+            return dict(zip(distinct, rounded, strict=True))
     return {value: number for number, value in enumerate(distinct, start=1)}
 
 
-def _told(tag: SplitTag, value: Any) -> str:
-    """Returns a value for a note; empty where it may hold free text or a time."""
-    if tag.unit is None or value is None:
-        return ""
-    number = value[0] if isinstance(value, tuple) else value
-    return f"{tag.word} {number:g} {tag.unit}".strip()
+def _first_number(value: Any) -> float:
+    return float(value[0] if isinstance(value, tuple) else value)
+
+
+def _told(groups: Sequence[Sequence[Header]]) -> list[str]:
+    """Returns for each group the values that tell it from the others, where they hold no free text and no time."""
+    words: list[list[str]] = [[] for _ in groups]
+    for tag in SPLIT_TAGS:
+        values = [{header.split.get(tag.tag) for header in group} for group in groups]
+        if any(len(own) != 1 for own in values) or len(set.union(*values)) == 1:
+            continue
+        for text, own in zip(words, values, strict=True):
+            value = next(iter(own))
+            if tag.unit is not None and value is not None:
+                text.append(f"{tag.word} {_first_number(value):g} {tag.unit}".strip())
+    for text, own_types in zip(words, _types(groups), strict=True):
+        text += own_types
+    return [f" ({', '.join(dict.fromkeys(text))})" if text else "" for text in words]
+
+
+def _types(groups: Sequence[Sequence[Header]]) -> list[list[str]]:
+    """Returns for each group the words of its image types that not all groups share; only codes that are known."""
+    types = [set.intersection(*({*header.image_type} for header in group)) for group in groups]
+    shared = set.intersection(*types)
+    return [sorted((own - shared) & _KNOWN_TYPES) for own in types]
 
 
 def _split_note(by: str, number: int, total: int, slices: int) -> str:
