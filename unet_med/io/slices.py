@@ -66,7 +66,12 @@ class Regrid:
         """
         moved = np.asarray(picture, dtype=np.float32)
         for axis, shift in enumerate(self.origins[number][:2]):
-            moved = _shifted(moved, axis, shift, self.shape[axis], fill)
+            moved = _shifted(moved, axis, shift, self.shape[axis])
+        for axis, shift in enumerate(self.origins[number][:2]):
+            index = np.arange(self.shape[axis]) - shift
+            outside = (index < -0.5) | (index > picture.shape[axis] - 0.5)
+            if outside.any():
+                moved[outside if axis == 0 else (slice(None), outside)] = fill
         return moved
 
     def labels_on_slices(self, labels: LabelArray, size: tuple[int, int]) -> LabelArray:
@@ -97,10 +102,8 @@ class Regrid:
         return x, y, k
 
 
-def _shifted(
-    picture: npt.NDArray[np.float32], axis: int, shift: float, length: int, fill: float
-) -> npt.NDArray[np.float32]:
-    """Returns ``length`` voxels along one axis, the picture's first one at ``shift``."""
+def _shifted(picture: npt.NDArray[np.float32], axis: int, shift: float, length: int) -> npt.NDArray[np.float32]:
+    """Returns ``length`` voxels along one axis, the picture's first one at ``shift``; its ends go on outside."""
     if shift == 0 and length == picture.shape[axis]:
         return picture
     whole = math.floor(shift)
@@ -110,8 +113,6 @@ def _shifted(
     moved = picture.take(np.clip(index, 0, last), axis)
     if fraction > 0:
         moved = (1 - fraction) * moved + fraction * picture.take(np.clip(index - 1, 0, last), axis)
-    outside = (index - fraction < -0.5) | (index - fraction > last + 0.5)
-    moved[outside if axis == 0 else (slice(None), outside)] = fill
     return moved
 
 
