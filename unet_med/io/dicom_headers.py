@@ -16,26 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from unet_med.io import dicom_walker as walker
+
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 NATIVE_SYNTAXES = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, DEFLATED, EXPLICIT_BIG})
 
-_FIRST_READ = 64 * 1024
-_UNDEFINED = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
-_SHORT_VRS = frozenset(
-    {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS"}
-    | {b"ST", b"TM", b"UI", b"UL", b"US"}
-)
-_EXPLICIT = struct.Struct("<HH2sH")
-_IMPLICIT = struct.Struct("<HHL")
-_LENGTH = struct.Struct("<L")
+_MOST_VALUE = 64 * 1024
+"""A wanted value that claims to be longer is none."""
+
 _PIXEL_GROUP = 0x7FE0
 _PIXEL_ELEMENTS = (0x0008, 0x0009, 0x0010)  # float, double, integer
-_MAX_FRAGMENTS = 4096
+_MAX_FRAGMENTS = 65536
+_FRAME_GROUPS = 0x52009230
 
 _TRANSFER_SYNTAX = 0x00020010
 _MEDIA_CLASS = 0x00020002
@@ -77,6 +72,12 @@ SPLIT_TAGS = (
     SplitTag(0x00080033, "time", "text"),
 )
 
+_SYNTAXES = {
+    walker.IMPLICIT: IMPLICIT_LITTLE,
+    walker.EXPLICIT: EXPLICIT_LITTLE,
+    walker.EXPLICIT_BIG: EXPLICIT_BIG,
+}
+
 _WANTED = frozenset(
     {
         *(_MEDIA_CLASS, _TRANSFER_SYNTAX, 0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x00180050, 0x00180088),
@@ -114,14 +115,6 @@ MODALITIES = frozenset(
 """The modality codes of the standard that may be printed; anything else in the tag counts as not known."""
 
 
-class _NeedMoreError(Exception):
-    """The header goes on beyond the bytes at hand."""
-
-
-class _UnusualError(Exception):
-    """The file has an encoding that the walker leaves to pydicom."""
-
-
 @dataclass(frozen=True)
 class Damaged:
     """A file that is DICOM, or cannot be opened, and of which not even the series is known."""
@@ -137,6 +130,7 @@ class _Raw:
     pixels_at: int | None = None
     pixels_length: int = 0
     broken: bool = False
+    grouped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +147,7 @@ class Header:
         fault: Why the pixels cannot be whole; empty when they look whole.
         split: Tag of :data:`SPLIT_TAGS` to its value, where it has one.
         frame: Which frame of a multi-frame file it stands for, from 0.
+        grouped: Whether it has functional groups for each frame (enhanced multi-frame).
     """
 
     path: Path
@@ -188,6 +183,7 @@ class Header:
     fault: str = ""
     split: dict[int, Any] = field(default_factory=dict)
     frame: int = 0
+    grouped: bool = False
 
     @property
     def has_place(self) -> bool:
@@ -204,25 +200,25 @@ def _first_tag_fits(start: bytes) -> bool:
     """Whether a file without preamble begins with an element of group 2 or 8."""
     if len(start) < 16:
         return False
-    group, element, vr, length = _EXPLICIT.unpack_from(start)
+    group, element, vr, length = walker.EXPLICIT.with_vr.unpack_from(start)
     if (group, element) not in ((2, 0), (2, 1), (2, 2)) and not (group == 8 and element <= 0x0100):
         return False
-    if vr in _SHORT_VRS:
+    if vr in walker.SHORT_VRS:
         return bool(length <= 1024)
-    return group == 8 and int(_IMPLICIT.unpack_from(start)[2]) <= 1024
+    return group == 8 and int(walker.IMPLICIT.without_vr.unpack_from(start)[2]) <= 1024
 
 
 def read_header(path: Path) -> Header | Damaged | None:
     """Returns what a file says of its image; ``None`` when it is no DICOM file."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            start = file.read(_FIRST_READ)
+            start = file.read(walker.CHUNK)
             if not looks_like_dicom(start):
                 return None
-            raw = _walk(file, start, size)
+            raw = _walk(file, size, start)
             if raw is None:
-                raw = _ask_pydicom(file)
+                raw = _ask_pydicom(path)
             if raw is None:
                 return Damaged(path) if start[128:132] == b"DICM" else None
             header = _header(path, size, raw, _pixel_fault(file, size, raw))
@@ -233,116 +229,96 @@ def read_header(path: Path) -> Header | Damaged | None:
     return header
 
 
-# ---- the walker -----------------------------------------------------------------------------------------------------
+# ---- the walk -------------------------------------------------------------------------------------------------------
 
 
-def _walk(file: BinaryIO, start: bytes, size: int) -> _Raw | None:
+def _walk(file: BinaryIO, size: int, start: bytes) -> _Raw | None:
     """Returns the wanted elements, or ``None`` when pydicom should try."""
-    data = start
-    while True:
-        try:
-            return _parse(data, complete=len(data) >= size)
-        except _NeedMoreError:
-            data += file.read(max(_FIRST_READ, 7 * len(data)))
-        except (_UnusualError, struct.error):
-            return None
-
-
-def _parse(data: bytes, complete: bool) -> _Raw:
     raw = _Raw({})
-    position = 132 if data[128:132] == b"DICM" else 0
+    window = walker.Window(file, size, start)
     try:
-        if data[position : position + 2] == b"\x02\x00":
-            position = _elements(data, position, raw, explicit=True, complete=complete, meta=True)
-            raw.syntax = _text(raw.values.get(_TRANSFER_SYNTAX, b""))
-        explicit = _is_explicit(raw, data, position)
-        _elements(data, position, raw, explicit=explicit, complete=complete)
-    except _NeedMoreError:
-        if not complete:
-            raise
+        index, encoding = open_elements(window, raw.values)
+        raw.syntax = _text(raw.values.get(_TRANSFER_SYNTAX, b"")) or _SYNTAXES[encoding]
+        raw.order = encoding.order
+        _elements(window, index, raw, encoding)
+    except walker.NeedMoreError:
         raw.broken = True
+        raw.syntax = raw.syntax or _text(raw.values.get(_TRANSFER_SYNTAX, b""))
+    except walker.UnusualError:
+        if raw.syntax != DEFLATED:
+            return None
+        raw.broken = True  # pydicom would inflate it whole, however large that is
+    if raw.syntax == DEFLATED and raw.pixels_at is not None:
+        raw.pixels_at = -1  # a place in the inflated bytes is none in the file: only the length is known
     return raw
 
 
-def _is_explicit(raw: _Raw, data: bytes, position: int) -> bool:
-    """Whether elements carry their VR, from the transfer syntax or else from the first element."""
-    if raw.syntax == IMPLICIT_LITTLE:
-        return False
-    if raw.syntax in (DEFLATED, EXPLICIT_BIG):
-        raise _UnusualError
-    if raw.syntax:
-        return True
-    if len(data) < position + 8:
-        raise _NeedMoreError
-    explicit = data[position + 4 : position + 6] in _SHORT_VRS | _LONG_VRS
-    raw.syntax = EXPLICIT_LITTLE if explicit else IMPLICIT_LITTLE
-    return explicit
+def open_elements(window: walker.Window, meta: dict[int, bytes]) -> tuple[int, walker.Encoding]:
+    """Passes preamble and group 2; returns where the other elements begin in ``window.data``, and their encoding.
+
+    Args:
+        window: At the beginning of the file.
+        meta: Takes the wanted values of group 2.
+
+    Raises:
+        NeedMoreError: The file ends before.
+        UnusualError: Group 2 cannot be followed.
+    """
+    data = window.data
+    index = 132 if data[128:132] == b"DICM" else 0
+    while data[index : index + 2] == b"\x02\x00":
+        tag, _, length, value = walker.element(data, index, walker.EXPLICIT)
+        index = value + length
+        if index + 12 > len(data):
+            data, value, index = window.forward(value), 0, length
+            if length > len(data):
+                raise walker.NeedMoreError
+        if tag in _WANTED and length <= _MOST_VALUE:
+            meta[tag] = data[value:index]
+    syntax = _text(meta.get(_TRANSFER_SYNTAX, b""))
+    if syntax == DEFLATED:
+        window.inflate(index)
+        return 0, walker.EXPLICIT
+    if syntax == IMPLICIT_LITTLE:
+        return index, walker.IMPLICIT
+    if syntax == EXPLICIT_BIG:
+        return index, walker.EXPLICIT_BIG
+    if syntax:
+        return index, walker.EXPLICIT
+    if len(data) < index + 8:
+        raise walker.NeedMoreError
+    explicit = data[index + 4 : index + 6] in walker.SHORT_VRS | walker.LONG_VRS
+    return index, walker.EXPLICIT if explicit else walker.IMPLICIT
 
 
-def _element(data: bytes, position: int, explicit: bool) -> tuple[int, bytes, int, int]:
-    """Returns tag, VR, length and where the value begins."""
-    if position + 12 > len(data):
-        if position + 8 > len(data):
-            raise _NeedMoreError
-        if explicit and data[position + 4 : position + 6] in _LONG_VRS:
-            raise _NeedMoreError
-    if not explicit:
-        group, element, length = _IMPLICIT.unpack_from(data, position)
-        return group << 16 | element, b"", length, position + 8
-    group, element, vr, length = _EXPLICIT.unpack_from(data, position)
-    if vr in _SHORT_VRS:
-        return group << 16 | element, vr, length, position + 8
-    if vr in _LONG_VRS:
-        return group << 16 | element, vr, _LENGTH.unpack_from(data, position + 8)[0], position + 12
-    if group == 0xFFFE:
-        return group << 16 | element, b"", _LENGTH.unpack_from(data, position + 4)[0], position + 8
-    raise _UnusualError
-
-
-def _elements(data: bytes, position: int, raw: _Raw, *, explicit: bool, complete: bool, meta: bool = False) -> int:
-    """Reads elements up to the pixels (or up to the end of group 2) into ``raw``; returns where it stopped."""
-    values = raw.values
+def _elements(window: walker.Window, index: int, raw: _Raw, encoding: walker.Encoding) -> None:
+    """Reads elements up to the pixels into ``raw``."""
+    values, data = raw.values, window.data
+    items_without_vr = walker.without_vr(encoding)
     while True:
-        if position == len(data) and (meta or complete):
-            return position
-        if meta and data[position : position + 2] != b"\x02\x00":
-            return position
-        tag, vr, length, value = _element(data, position, explicit)
+        if index + 12 > len(data):
+            data, index = window.forward(index), 0
+            if not data:
+                return
+        tag, vr, length, value = walker.element(data, index, encoding)
         if tag >> 16 == _PIXEL_GROUP and tag & 0xFFFF in _PIXEL_ELEMENTS:
-            raw.pixels_at, raw.pixels_length = value, length
-            return position
-        if length == _UNDEFINED:
-            position = _skip_sequence(data, value, explicit and vr != b"UN")
+            raw.pixels_at, raw.pixels_length = window.at + value, length
+            return
+        raw.grouped = raw.grouped or tag == _FRAME_GROUPS
+        if length == walker.UNDEFINED:
+            index = walker.pass_sequence(window, value, items_without_vr if vr == b"UN" else encoding)
+            data = window.data
             continue
-        position = value + length
-        if position > len(data):
-            raise _NeedMoreError
-        if tag in _WANTED:
-            values[tag] = data[value:position]
+        index = value + length
+        if tag in _WANTED and length <= _MOST_VALUE:
+            if index > len(data):
+                data, value, index = window.forward(value, length), 0, length
+                if length > len(data):
+                    raise walker.NeedMoreError
+            values[tag] = data[value:index]
 
 
-def _skip_sequence(data: bytes, position: int, explicit: bool) -> int:
-    """Returns where a sequence of undefined length ends."""
-    while True:
-        tag, _, length, value = _element(data, position, explicit=False)
-        if tag == _SEQUENCE_END:
-            return value
-        if tag != _ITEM:
-            raise _UnusualError
-        position = _skip_item(data, value, explicit) if length == _UNDEFINED else value + length
-
-
-def _skip_item(data: bytes, position: int, explicit: bool) -> int:
-    """Returns where an item of undefined length ends."""
-    while True:
-        tag, vr, length, value = _element(data, position, explicit)
-        if tag == _ITEM_END:
-            return value
-        nested = length == _UNDEFINED
-        position = _skip_sequence(data, value, explicit and vr != b"UN") if nested else value + length
-
-
-def _ask_pydicom(file: BinaryIO) -> _Raw | None:
+def _ask_pydicom(path: Path) -> _Raw | None:
     """Reads the same elements with pydicom: big endian, deflated and irregular files."""
     import zlib
 
@@ -358,11 +334,10 @@ def _ask_pydicom(file: BinaryIO) -> _Raw | None:
             found.append(length)
         return pixels
 
-    file.seek(0)
     faults: tuple[type[Exception], ...] = (InvalidDicomError, struct.error, zlib.error, RuntimeError, EOFError)
-    faults += (ValueError, KeyError, TypeError, AttributeError, IndexError)
+    faults += (ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # pydicom's texts may quote values of the header
             dataset = read_partial(file, at_pixels, force=True, specific_tags=sorted(_WANTED))
             syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
@@ -393,7 +368,7 @@ def _pixel_fault(file: BinaryIO, size: int, raw: _Raw) -> str:
         return "truncated in its header"
     if raw.pixels_at is None:
         return "without pixels"
-    if raw.pixels_length == _UNDEFINED:
+    if raw.pixels_length == walker.UNDEFINED:
         return "" if raw.pixels_at < 0 or _fragments_end(file, size, raw.pixels_at) else "truncated"
     if raw.pixels_at >= 0 and raw.pixels_at + raw.pixels_length > size:
         return "truncated"
@@ -412,10 +387,10 @@ def _fragments_end(file: BinaryIO, size: int, position: int) -> bool:
         head = file.read(8)
         if len(head) < 8:
             return False
-        group, element, length = _IMPLICIT.unpack(head)
-        if group << 16 | element == _SEQUENCE_END:
+        group, element, length = walker.IMPLICIT.without_vr.unpack(head)
+        if group << 16 | element == walker.SEQUENCE_END:
             return count > 1
-        if group << 16 | element != _ITEM:
+        if group << 16 | element != walker.ITEM:
             return False
         position += 8 + length
         if position > size:
@@ -464,6 +439,7 @@ def _header(path: Path, size: int, raw: _Raw, fault: str) -> Header:
         burned_in=text(0x00280301).upper() == "YES",
         has_pixels=raw.pixels_at is not None,
         fault=fault,
+        grouped=raw.grouped,
         split={split.tag: value for split in SPLIT_TAGS if (value := _split_value(raw, split)) is not None},
     )
 
