@@ -51,7 +51,8 @@ def test_voxels_of_the_sarcoma_set(shared_data: Callable[[str], Path], case: str
 def test_a_whole_study_with_structure_sets(shared_data: Callable[[str], Path]) -> None:
     found = discover(shared_data("sts_tumour") / "dicom")
     assert [ref.modality for ref in found.sources] == ["PT", "CT", "MR", "MR"]
-    assert [(one.what, one.count) for one in found.skipped] == [("DICOM structure set (RTSTRUCT)", 4)]
+    assert [one.kind for one in found.annotations if one.usable] == ["rtstruct"] * 4
+    assert found.skipped == ()
 
 
 def test_the_head_phantom(shared_data: Callable[[str], Path]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
 from unet_med.identity import series_id
+from unet_med.io.annotations import inspect_annotations, is_annotation
 from unet_med.io.dicom_headers import Damaged, Header, read_header
 from unet_med.io.dicom_pixels import INVERTED_MODALITIES, missing_decoder, turned
 from unet_med.io.dicom_stacks import Stack, cluster, lay_out, leave_out_scouts, slice_normal, split_repeats
@@ -96,9 +97,12 @@ def group_headers(found: Iterable[Header | Damaged], options: IntakeOptions) -> 
     skipped: Counter[tuple[str, str]] = Counter()
     series: dict[tuple[str, ...], list[Header]] = defaultdict(list)
     damaged: Counter[Path] = Counter()
+    annotations: list[Header] = []
     for one in found:
         if isinstance(one, Damaged):
             damaged[one.path.parent] += 1
+        elif is_annotation(one):
+            annotations.append(one)
         elif (what := _no_image(one)) is not None:
             skipped[what] += 1
         elif not (one.series_uid or one.rows or one.has_pixels):
@@ -115,7 +119,11 @@ def group_headers(found: Iterable[Header | Damaged], options: IntakeOptions) -> 
     if rest := sum(damaged.values()) - sum(blamed.values()):
         skipped["damaged DICOM files", "cannot be read, not even which series they belong to"] += rest
     sources = [ref for _, refs in sorted(groups, key=lambda group: group[0]) for ref in refs]
-    return Discovery(tuple(sources), tuple(Skipped(what, n, why) for (what, why), n in sorted(skipped.items())))
+    return Discovery(
+        tuple(sources),
+        tuple(Skipped(what, n, why) for (what, why), n in sorted(skipped.items())),
+        tuple(inspect_annotations(annotations)),
+    )
 
 
 def _no_image(header: Header) -> tuple[str, str] | None:

@@ -61,7 +61,7 @@ def discover(
         progress: Wraps the loop over the files, for example :func:`unet_med.workflows.progress.track`.
 
     Returns:
-        DICOM sources by series number, then the others by path. Ids are unique.
+        DICOM sources by series number, then the others by path; annotations apart. Ids are unique.
 
     Raises:
         UsageError: There is no such folder, or ``options.series`` matches nothing.
@@ -88,6 +88,10 @@ def open_source(ref: SourceRef) -> ImageSource:
         from unet_med.io.dicom import DicomSource
 
         return DicomSource(ref)
+    if ref.kind in ("dicom-seg", "rtstruct"):
+        from unet_med.io.annotations import AnnotationSource
+
+        return AnnotationSource(ref)
     if ref.kind == "nifti":
         from unet_med.io.nifti import NiftiSource
 
@@ -226,12 +230,14 @@ class _Search:
     def finish(self) -> Discovery:
         """Returns what was found, with unique ids."""
         sources: list[SourceRef] = []
+        annotations: list[SourceRef] = []
         skipped = self.skipped.copy()
         if self._dicom:
             from unet_med.io.dicom_series import group_headers
 
             series = group_headers(self._dicom, self.options)
             sources += series.sources
+            annotations += series.annotations
             skipped.update({(one.what, one.reason): one.count for one in series.skipped})
         sources += self._images
         parts = {file for source in self._images for file in source.files[1:]}
@@ -240,10 +246,12 @@ class _Search:
                 skipped["data files", "are read with their header file"] += 1
             else:
                 skipped["other files", "are in no format that is read"] += 1
-        names = unique_ids([source.id for source in sources])
+        names = unique_ids([source.id for source in [*sources, *annotations]])
+        named = [replace(source, id=name) for source, name in zip([*sources, *annotations], names, strict=True)]
         return Discovery(
-            tuple(replace(source, id=name) for source, name in zip(sources, names, strict=True)),
+            tuple(named[: len(sources)]),
             tuple(Skipped(what, count, reason) for (what, reason), count in sorted(skipped.items())),
+            tuple(named[len(sources) :]),
         )
 
 
@@ -287,16 +295,23 @@ def _inspector(kind: str) -> Callable[[Path, IntakeOptions], list[SourceRef]]:
 
 
 def _chosen(found: Discovery, options: IntakeOptions) -> Discovery:
-    """Keeps the sources that ``--series`` names."""
+    """Keeps the sources that ``--series`` names, and the annotations that belong to them (or the other way round)."""
     if not options.series:
         return found
+    from unet_med.io.annotations import belongs_to
+
     kept = tuple(source for source in found.sources if source.id.startswith(options.series))
-    if not kept:
+    truth = tuple(one for one in found.annotations if one.id.startswith(options.series))
+    if truth and not kept:
+        kept = tuple(source for source in found.sources if any(belongs_to(one, source) for one in truth))
+    elif kept and not truth:
+        truth = tuple(one for one in found.annotations if any(belongs_to(one, source) for source in kept))
+    if not kept and not truth:
         raise UsageError(
             f"none of the {len(found.sources)} sources has an id that begins so",
             "--series",
             "`unet-med scan FOLDER` lists the ids",
         )
-    left = len(found.sources) - len(kept)
+    left = len(found.sources) - len(kept) + len(found.annotations) - len(truth)
     skipped = (Skipped("other sources", left, "not chosen by --series"),) if left else ()
-    return Discovery(kept, (*found.skipped, *skipped))
+    return Discovery(kept, (*found.skipped, *skipped), truth)

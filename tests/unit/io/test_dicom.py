@@ -377,8 +377,6 @@ def test_objects_without_images_are_skipped_by_kind(tmp_path: Path) -> None:
         "1.2.840.10008.5.1.4.1.1.11.1": "DICOM presentation state",
         "1.2.840.10008.5.1.4.1.1.104.1": "DICOM encapsulated document",
         "1.2.840.10008.1.3.10": "DICOM directory (DICOMDIR)",
-        "1.2.840.10008.5.1.4.1.1.66.4": "DICOM segmentation",
-        "1.2.840.10008.5.1.4.1.1.481.3": "DICOM structure set (RTSTRUCT)",
         "1.2.840.10008.5.1.4.1.1.481.2": "DICOM dose (RTDOSE)",
     }
     w.write(tmp_path, [w.new_dataset(uid) for uid in classes])
