@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet_med.config import PipelineConfig, parse_config
+from unet_med.config import PipelineConfig, dressed, parse_config
 from unet_med.errors import ConfigError, MachineError, ModelError
 from unet_med.identity import file_sha256
 from unet_med.labels import LabelMap
@@ -208,9 +208,10 @@ def read_bundle_info(model: str | Path) -> BundleInfo:
 
 def labels_of(config: PipelineConfig) -> LabelMap:
     """Returns the label map of a resolved pipeline."""
-    if config.labels == "auto":
+    values = config.label_values
+    if config.labels == "auto" or values is None:
         raise ConfigError("the labels are not resolved", "labels", "resolve the pipeline with `unet-med plan`")
-    return LabelMap.from_names(config.labels, config.regions)
+    return dressed(LabelMap.from_names(values, config.regions), config.labels)
 
 
 def resolve_model(model: str | Path) -> Path:

@@ -10,13 +10,29 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from unet_med.errors import ConfigError
+from unet_med.labels import Code, LabelCode, LabelMap
 
 Auto = Literal["auto"]
 Axes = tuple[int, int] | tuple[int, int, int]
@@ -28,6 +44,69 @@ Count = Annotated[int, Field(ge=1)]
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def _as_text(value: Any) -> Any:
+    """A code without quotes is a number to YAML."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+CodeText = Annotated[
+    str,
+    Field(min_length=1, max_length=16),
+    BeforeValidator(_as_text),
+    WithJsonSchema({"type": ["string", "integer"]}),
+]
+Meaning = Annotated[str, Field(min_length=1, max_length=64)]
+CodedTerm = tuple[CodeText, CodeText, Meaning]
+Shade = Annotated[int, Field(ge=0, le=255)]
+
+
+class LabelEntry(_Model):
+    """One label: its value alone, or with colour and codes."""
+
+    value: Annotated[int, Field(ge=0, lt=2**16, strict=True)]
+    colour: tuple[Shade, Shade, Shade] | None = Field(None, description="red, green, blue from 0 to 255")
+    category: CodedTerm | None = Field(
+        None, description='what kind of thing: scheme, code, meaning; [SCT, "91723000", Anatomical Structure]'
+    )
+    type: CodedTerm | None = Field(None, description='which one, for example [SCT, "10200004", Liver]')
+    modifier: CodedTerm | None = Field(None, description='side, for example [SCT, "7771000", Left]')
+
+    @model_validator(mode="before")
+    @classmethod
+    def _value_alone(cls, data: Any) -> Any:
+        if isinstance(data, int) and not isinstance(data, bool):
+            return {"value": data}
+        if not isinstance(data, dict | LabelEntry):
+            raise ValueError("give a whole number or {value: N, colour: ..., category: ..., type: ...}")  # noqa: TRY004
+        return data
+
+    @model_validator(mode="after")
+    def _codes_go_together(self) -> Self:
+        if (self.category is None) != (self.type is None):
+            raise ValueError("category and type go together")
+        if self.modifier is not None and self.type is None:
+            raise ValueError("a modifier needs a category and a type")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> Any:
+        content = {key: value for key, value in handler(self).items() if value is not None}
+        return content["value"] if set(content) == {"value"} else content
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        described = handler.resolve_ref_schema(handler(schema))
+        return {"anyOf": [{"type": "integer", "minimum": 0}, described]}
+
+    @property
+    def code(self) -> LabelCode | None:
+        """The codes; ``None`` where there are none."""
+        if self.category is None or self.type is None:
+            return None
+        modifier = None if self.modifier is None else Code(*self.modifier)
+        return LabelCode(Code(*self.category), Code(*self.type), modifier)
 
 
 class ChannelNormalisation(_Model):
@@ -187,7 +266,9 @@ class PipelineConfig(_Model):
     task: Literal["semantic"] = "semantic"
     dims: Auto | Literal[2, 3] = "auto"
     channels: Auto | tuple[str, ...] = "auto"
-    labels: Auto | dict[str, int] = "auto"
+    labels: Auto | dict[str, LabelEntry] = Field(
+        "auto", description="name and value of each label, 0 for background; or name: {value, colour, category, type}"
+    )
     regions: dict[str, tuple[Count, ...]] | None = Field(
         None, description="overlapping regions (sigmoid), outermost first, each a list of label values"
     )
@@ -214,6 +295,11 @@ class PipelineConfig(_Model):
                 f"network: features, strides and kernels must have one entry for each level, got {lengths}"
             )
         return self
+
+    @property
+    def label_values(self) -> dict[str, int] | None:
+        """Value of each label by its name; ``None`` for ``auto``."""
+        return None if self.labels == "auto" else {name: entry.value for name, entry in self.labels.items()}
 
     def unresolved(self) -> tuple[str, ...]:
         """Returns the dotted names of all values that are still ``auto``; precision is chosen by the machine."""
@@ -299,11 +385,53 @@ def parse_config(data: Mapping[str, Any], where: str) -> PipelineConfig:
         ) from None
 
 
-def _readable(error: ValidationError) -> tuple[str, ...]:
+def load_labels(path: Path) -> dict[str, LabelEntry]:
+    """Reads a ``labels`` block from a file of its own, with or without the key ``labels`` above it.
+
+    Raises:
+        ConfigError: listing every fault.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError("the file is no valid YAML", path.name, "write a `labels` block: name: value") from error
+    block = data.get("labels", data) if isinstance(data, dict) else None
+    if not isinstance(block, dict) or not block:
+        raise ConfigError("the file holds no labels", path.name, "write a `labels` block: name: value")
+    try:
+        return _LABELS.validate_python(block)
+    except ValidationError as error:
+        problems = _readable(error, ("labels",))
+        raise ConfigError(
+            f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'} in the labels",
+            path.name,
+            "; ".join(problems),
+            problems=problems,
+        ) from None
+
+
+def dressed(labels: LabelMap, entries: Mapping[str, LabelEntry]) -> LabelMap:
+    """Returns a label map with the colours and codes that entries of the same names give."""
+    changed = []
+    for label in labels.labels:
+        entry = entries.get(label.name)
+        if entry is not None:
+            label = replace(label, colour=entry.colour or label.colour, code=entry.code or label.code)
+        changed.append(label)
+    return replace(labels, labels=tuple(changed))
+
+
+_LABELS = TypeAdapter(dict[str, LabelEntry])
+
+
+def _readable(error: ValidationError, prefix: tuple[str, ...] = ()) -> tuple[str, ...]:
     """One sentence for each faulty key: union branches that disagree are merged."""
     by_key: dict[str, list[str]] = {}
-    for fault in error.errors():
-        keys = _known_prefix([str(part) for part in fault["loc"]])
+    faults = [(*prefix, *map(str, fault["loc"])) for fault in error.errors()]
+    for fault, location in zip(error.errors(), faults, strict=True):
+        if location == _AUTO_LABELS and any(other[0] == "labels" and len(other) > len(location) for other in faults):
+            continue
+        keys = _known_prefix(location)
         name = ".".join(keys) if keys else "pipeline"
         if fault["type"] == "extra_forbidden":
             message = f"unknown key '{name}'" + _nearest(keys)
@@ -326,8 +454,13 @@ def _merge(messages: list[str]) -> str:
     return f"{head}: {' or '.join(dict.fromkeys(details))}" + (f", got {got[1]}" if len(got) == 2 else "")
 
 
+_AUTO_LABELS = ("labels", "literal['auto']")
+
+
 def _known_prefix(location: Sequence[str]) -> list[str]:
     """Drops the names of union branches that pydantic mixes into the location."""
+    if location[:1] == ("labels",):
+        return [part for part in location if part != _AUTO_LABELS[1] and not part.startswith("dict[")]
     keys: list[str] = []
     model: type[BaseModel] | None = PipelineConfig
     for part in location:
@@ -353,8 +486,10 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 def _nearest(keys: Sequence[str]) -> str:
     model: type[BaseModel] | None = PipelineConfig
-    for key in keys[:-1]:
+    for key in [] if keys[0] == "labels" and len(keys) > 1 else keys[:-1]:
         model = _section(model.model_fields[key].annotation) if model and key in model.model_fields else None
+    if keys[0] == "labels" and len(keys) == 3:
+        model = LabelEntry
     if model is None:
         return ""
     close = difflib.get_close_matches(keys[-1], list(model.model_fields), n=1, cutoff=0.5)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import colorsys
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import resources
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
 from unet_med.errors import ConfigError
 
 # Distinct on grey images and for most colour-blind readers (Okabe and Ito 2008), black left out.
 _PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 _GOLDEN_RATIO = 0.618033988749895
+
+_CODES = "labels_codes.yaml"
+_SHORT_SIDES = {"l": "left", "lt": "left", "r": "right", "rt": "right"}
+_SMALL_WORDS = frozenset({"of", "the"})
 
 
 def label_colour(index: int) -> tuple[int, int, int]:
@@ -38,7 +47,7 @@ class LabelCode:
     """What a label is, in the terms that DICOM objects need.
 
     Attributes:
-        category: What kind of thing, for example (SCT, 123037004, Anatomical Structure).
+        category: What kind of thing, for example (SCT, 91723000, Anatomical Structure).
         type: Which one, for example (SCT, 10200004, Liver).
         modifier: Side, for example (SCT, 7771000, Left); ``None`` for none.
     """
@@ -94,6 +103,10 @@ class LabelMap:
             tuple((name, tuple(members)) for name, members in (regions or {}).items()),
         )
 
+    def with_known_codes(self) -> LabelMap:
+        """Returns the map with the codes of :func:`known_code` where a label has none of its own."""
+        return replace(self, labels=tuple(replace(one, code=one.code or known_code(one.name)) for one in self.labels))
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the foreground labels, in the order of their index."""
@@ -132,3 +145,54 @@ class LabelMap:
         for value, logit in zip(self.region_values(), logits, strict=True):
             labels[logit > 0] = value
         return labels
+
+
+def known_code(name: str) -> LabelCode | None:
+    """Returns the code of a common structure by the name of a label, for example ``Kidney_L``; ``None`` if unknown.
+
+    Case, the order of words, a plural, ``_``, ``-`` and "of" make no difference; ``left``, ``right`` (``L``, ``R``),
+    ``anterior`` and ``posterior`` become the modifier where the structure has such parts.
+    """
+    words = _words(name)
+    table = _known_codes()
+    found = table.get(words)
+    if found is not None:
+        return found[0]
+    modifiers = _modifiers()
+    sides = [word for word in words if word in modifiers]
+    if len(sides) != 1:
+        return None
+    found = table.get(words - {sides[0]})
+    if found is None or sides[0] not in found[1]:
+        return None
+    return replace(found[0], modifier=modifiers[sides[0]])
+
+
+def _words(name: str) -> frozenset[str]:
+    """Returns the words of a name in lower case, without their plural's s."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = (_SHORT_SIDES.get(word, word) for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word)
+    return frozenset(word.removesuffix("s") for word in words if word not in _SMALL_WORDS)
+
+
+@lru_cache(maxsize=1)
+def _modifiers() -> dict[str, Code]:
+    return {name: Code(*triple) for name, triple in _code_table()["modifiers"].items()}
+
+
+@lru_cache(maxsize=1)
+def _known_codes() -> dict[frozenset[str], tuple[LabelCode, tuple[str, ...]]]:
+    """Returns codes by the words of a name, and which sides the structure has."""
+    table = _code_table()
+    known: dict[frozenset[str], tuple[LabelCode, tuple[str, ...]]] = {}
+    for group, category in table["categories"].items():
+        for entry in table[group]:
+            code = LabelCode(Code(*category), Code(*entry["type"]))
+            known |= {_words(name): (code, tuple(entry.get("sides", ()))) for name in entry["names"]}
+    return known
+
+
+@lru_cache(maxsize=1)
+def _code_table() -> dict[str, Any]:
+    text = resources.files("unet_med").joinpath(_CODES).read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))

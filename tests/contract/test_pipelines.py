@@ -51,23 +51,23 @@ def test_a_pipeline_takes_one_batch(path: Path, manifests: dict[int, list[Case]]
     torch.set_num_threads(1)
     config = load_config(path)
     dims = config.dims if config.dims != "auto" else (2 if "2d" in path.stem else 3)
-    labels = config.labels if config.labels != "auto" else {"background": 0, "one": 1, "two": 2}
+    labels = config.label_values or {"background": 0, "one": 1, "two": 2}
     if dims == 3:
         labels = {**labels, **{f"more{value}": value for value in range(1, 3) if value not in labels.values()}}
     changes: dict[str, Any] = {"tracking.enabled": False}
     plan = make_plan(config.replacing(changes), _manifest(manifests[dims], labels), memory_gb=2.0)
     assert plan.config.unresolved() == ()
     resolved = plan.config
-    assert resolved.labels != "auto"
+    assert resolved.label_values is not None
     assert resolved.sampling.patch_voxels != "auto"
-    label_map = LabelMap.from_names(resolved.labels, resolved.regions)
+    label_map = LabelMap.from_names(resolved.label_values, resolved.regions)
     network = build_network(resolved.network, dims, 1, label_map.outputs)
     context = context_voxels(resolved.network, dims)
     patch = resolved.sampling.patch_voxels
     generator = np.random.default_rng(0)
     size = [edge + 2 * border for edge, border in zip(patch, context, strict=True)]
     image = torch.from_numpy(generator.normal(size=(1, 1, *size)).astype(np.float32))
-    target = torch.from_numpy(generator.integers(0, len(resolved.labels), (1, *patch)))
+    target = torch.from_numpy(generator.integers(0, len(resolved.label_values), (1, *patch)))
     logits = network.train()(image)
     finest = logits[0] if isinstance(logits, tuple) else logits
     assert tuple(finest.shape) == (1, label_map.outputs, *patch)

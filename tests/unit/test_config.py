@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unet_med.config import PipelineConfig, json_schema, load_config, parse_config
+from unet_med.bundle import labels_of
+from unet_med.config import PipelineConfig, json_schema, load_config, load_labels, parse_config
 from unet_med.errors import ConfigError
 
 
@@ -100,3 +101,69 @@ def test_the_schema_describes_every_section() -> None:
     schema = json_schema()
     assert set(schema["properties"]) == set(PipelineConfig.model_fields)
     assert schema["additionalProperties"] is False
+
+
+CODED = """
+labels:
+  background: 0
+  liver:
+    {value: 1, colour: [200, 30, 40], category: [SCT, "91723000", Anatomical Structure], type: [SCT, 10200004, Liver]}
+  left kidney:
+    value: 2
+    category: [SCT, "91723000", Anatomical Structure]
+    type: [SCT, "64033007", Kidney]
+    modifier: [SCT, "7771000", Left]
+  thing: 3
+"""
+
+
+def test_labels_may_carry_colours_and_codes(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("name: x" + CODED, encoding="utf-8")
+    config = load_config(path)
+    assert config.label_values == {"background": 0, "liver": 1, "left kidney": 2, "thing": 3}
+    liver, kidney, thing = labels_of(config).labels
+    assert liver.colour == (200, 30, 40)
+    assert liver.code is not None
+    assert (liver.code.category.value, liver.code.type.value, liver.code.modifier) == ("91723000", "10200004", None)
+    assert kidney.code is not None
+    assert kidney.code.modifier is not None
+    assert kidney.code.modifier.meaning == "Left"
+    assert thing.code is None
+    assert parse_config(yaml.safe_load(config.to_yaml()), "again") == config
+    plain = parse_config({"name": "x", "labels": {"background": 0, "a": 1}}, "p")
+    assert plain.model_dump(mode="json")["labels"] == {"background": 0, "a": 1}
+
+
+def test_all_faults_of_labels_are_told_at_once() -> None:
+    labels = {
+        "background": 0,
+        "a": {"value": 1, "color": [1, 2, 3]},
+        "b": {"value": 2, "colour": [1, 2, 300]},
+        "c": {"value": 3, "type": ["SCT", "1", "One"]},
+        "d": "four",
+        "e": {"value": 5, "modifier": ["SCT", "7771000", "Left"]},
+        "f": {"value": 6, "category": ["SCT", "1"], "type": ["SCT", "2", "Two"]},
+    }
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"name": "x", "labels": labels}, "p.yaml")
+    text = "; ".join(caught.value.problems)
+    for part in ("'labels.a.color', did you mean 'labels.a.colour'", "labels.b.colour", "labels.c", "labels.d", "labels.e"):
+        assert part in text
+    assert "labels.f.category" in text
+    assert len(caught.value.problems) == 6
+    assert "'auto'" not in text
+
+
+def test_labels_in_a_file_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "labels.yaml"
+    path.write_text(CODED, encoding="utf-8")
+    with_key = load_labels(path)
+    path.write_text(yaml.safe_dump(yaml.safe_load(CODED)["labels"]), encoding="utf-8")
+    assert load_labels(path) == with_key
+    assert with_key["liver"].code is not None
+    for text, message in (("a: [", "no valid YAML"), ("- 1", "no labels"), ("labels: {a: x, b: y}", "2 problems")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_labels(path)
+        assert caught.value.remedy

@@ -154,15 +154,15 @@ def _rounded(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _check_labels(config: PipelineConfig, manifest: Manifest) -> None:
-    if config.labels != "auto" and sorted(config.labels.values()) != sorted(manifest.labels.values()):
+    given = config.label_values
+    if given is not None and sorted(given.values()) != sorted(manifest.labels.values()):
         raise ConfigError(
-            f"the pipeline has the label values {sorted(config.labels.values())}, "
+            f"the pipeline has the label values {sorted(given.values())}, "
             f"the manifest {sorted(manifest.labels.values())}",
             "labels",
             "set labels to auto, or make the two agree",
         )
-    labels = manifest.labels if config.labels == "auto" else config.labels
-    LabelMap.from_names(labels, config.regions)
+    LabelMap.from_names(manifest.labels if given is None else given, config.regions)
 
 
 def _times(values: Sequence[float]) -> str:
@@ -234,7 +234,8 @@ class _Planner:
         self.dims: int = self._set("dims", dims, reason)
         if self.dims > measured.ndim:
             raise ConfigError("a 3-D network cannot be trained on pictures", "dims", "set dims to 2 or auto")
-        labels = self._set("labels", dict(self.manifest.labels), "from the manifest")
+        self._set("labels", dict(self.manifest.labels), "from the manifest")
+        labels = self.config.label_values or self.manifest.labels
         channels = self._set("channels", list(self.manifest.channels), "from the manifest")
         if len(channels) != len(measured.channels):
             raise ConfigError(
