@@ -27,10 +27,11 @@ NATIVE_SYNTAXES = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, DEFLATED, EXPLICI
 _MOST_VALUE = 64 * 1024
 """A wanted value that claims to be longer is none."""
 
-_PIXEL_GROUP = 0x7FE0
+PIXEL_GROUP = 0x7FE0
 _PIXEL_ELEMENTS = (0x0008, 0x0009, 0x0010)  # float, double, integer
 _MAX_FRAGMENTS = 65536
 _FRAME_GROUPS = 0x52009230
+_SIEMENS, _MOSAIC_IMAGES = 0x00190010, 0x0019100A
 
 _TRANSFER_SYNTAX = 0x00020010
 _MEDIA_CLASS = 0x00020002
@@ -66,6 +67,7 @@ SPLIT_TAGS = (
     SplitTag(0x00180082, "inversion", "number", "ms"),
     SplitTag(0x00181314, "flip", "number", "degrees"),
     SplitTag(0x00180060, "energy", "number", "kV"),
+    SplitTag(0x00181210, "kernel", "text"),
     SplitTag(0x00080008, "type", "text"),
     SplitTag(0x00200012, "acquisition", "number", ""),
     SplitTag(0x00080032, "time", "text"),
@@ -78,12 +80,42 @@ _SYNTAXES = {
     walker.EXPLICIT_BIG: EXPLICIT_BIG,
 }
 
+DIMENSIONS = 8
+"""So many dimension indices of a multi-frame file are looked at to tell frames apart."""
+
+FILE_NUMBER = 1 << 32
+"""Stands in ``Header.split`` for which file of its series a frame is in."""
+
+
+def dimension_tag(column: int) -> int:
+    """Returns what stands in ``Header.split`` for one of the dimension index values, counted from 0."""
+    return FILE_NUMBER + 1 + column
+
+
+_FRAME_SPLITS = (
+    SplitTag(0x0020930D, "time", "number", "s"),
+    SplitTag(0x00209241, "phase", "number", "%"),
+    SplitTag(0x00209245, "phase", "number", "%"),
+    SplitTag(0x00189075, "direction", "text"),
+    SplitTag(0x00189257, "label", "text"),
+    SplitTag(0x00089208, "component", "text"),
+)
+_LAST_SPLITS = (
+    SplitTag(0x00209056, "stack", "text"),
+    *(SplitTag(dimension_tag(column), f"dimension{column + 1}-", "number") for column in range(DIMENSIONS)),
+    SplitTag(FILE_NUMBER, "file", "number"),
+)
+_TYPE_PLACE = next(number for number, split in enumerate(SPLIT_TAGS) if split.word == "type")
+
+SPLIT_ORDER = (*SPLIT_TAGS[:_TYPE_PLACE], *_FRAME_SPLITS, *SPLIT_TAGS[_TYPE_PLACE:], *_LAST_SPLITS)
+"""What may tell repeats apart, the first choice first: the tags of classic files, and what only frames have."""
+
 _WANTED = frozenset(
     {
         *(_MEDIA_CLASS, _TRANSFER_SYNTAX, 0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x00180050, 0x00180088),
         *(0x00181164, 0x0020000D, 0x0020000E, 0x00200011, 0x00200013, 0x00200032, 0x00200037, 0x00200052),
         *(0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011, 0x00280030, 0x00280100, 0x00280101),
-        *(0x00280103, 0x00280120, 0x00280301, 0x00281052, 0x00281053),
+        *(0x00280103, 0x00280120, 0x00280301, 0x00281052, 0x00281053, _SIEMENS, _MOSAIC_IMAGES),
         *(split.tag for split in SPLIT_TAGS),
     }
 )
@@ -131,6 +163,7 @@ class _Raw:
     pixels_length: int = 0
     broken: bool = False
     grouped: bool = False
+    mosaic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +180,7 @@ class Header:
         fault: Why the pixels cannot be whole; empty when they look whole.
         split: Tag of :data:`SPLIT_TAGS` to its value, where it has one.
         frame: Which frame of a multi-frame file it stands for, from 0.
+        mosaic: Whether its picture is many small slices side by side (Siemens).
         grouped: Whether it has functional groups for each frame (enhanced multi-frame).
     """
 
@@ -184,6 +218,7 @@ class Header:
     split: dict[int, Any] = field(default_factory=dict)
     frame: int = 0
     grouped: bool = False
+    mosaic: bool = False
 
     @property
     def has_place(self) -> bool:
@@ -238,12 +273,12 @@ def _walk(file: BinaryIO, size: int, start: bytes) -> _Raw | None:
     window = walker.Window(file, size, start)
     try:
         index, encoding = open_elements(window, raw.values)
-        raw.syntax = _text(raw.values.get(_TRANSFER_SYNTAX, b"")) or _SYNTAXES[encoding]
+        raw.syntax = decoded_text(raw.values.get(_TRANSFER_SYNTAX, b"")) or _SYNTAXES[encoding]
         raw.order = encoding.order
         _elements(window, index, raw, encoding)
     except walker.NeedMoreError:
         raw.broken = True
-        raw.syntax = raw.syntax or _text(raw.values.get(_TRANSFER_SYNTAX, b""))
+        raw.syntax = raw.syntax or decoded_text(raw.values.get(_TRANSFER_SYNTAX, b""))
     except walker.UnusualError:
         if raw.syntax != DEFLATED:
             return None
@@ -275,7 +310,7 @@ def open_elements(window: walker.Window, meta: dict[int, bytes]) -> tuple[int, w
                 raise walker.NeedMoreError
         if tag in _WANTED and length <= _MOST_VALUE:
             meta[tag] = data[value:index]
-    syntax = _text(meta.get(_TRANSFER_SYNTAX, b""))
+    syntax = decoded_text(meta.get(_TRANSFER_SYNTAX, b""))
     if syntax == DEFLATED:
         window.inflate(index)
         return 0, walker.EXPLICIT
@@ -301,7 +336,7 @@ def _elements(window: walker.Window, index: int, raw: _Raw, encoding: walker.Enc
             if not data:
                 return
         tag, vr, length, value = walker.element(data, index, encoding)
-        if tag >> 16 == _PIXEL_GROUP and tag & 0xFFFF in _PIXEL_ELEMENTS:
+        if tag >> 16 == PIXEL_GROUP and tag & 0xFFFF in _PIXEL_ELEMENTS:
             raw.pixels_at, raw.pixels_length = window.at + value, length
             return
         raw.grouped = raw.grouped or tag == _FRAME_GROUPS
@@ -329,7 +364,7 @@ def _ask_pydicom(path: Path) -> _Raw | None:
     found: list[int] = []
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
-        pixels = tag >> 16 == _PIXEL_GROUP and tag & 0xFFFF in _PIXEL_ELEMENTS
+        pixels = tag >> 16 == PIXEL_GROUP and tag & 0xFFFF in _PIXEL_ELEMENTS
         if pixels:
             found.append(length)
         return pixels
@@ -403,7 +438,7 @@ def _fragments_end(file: BinaryIO, size: int, position: int) -> bool:
 
 def _header(path: Path, size: int, raw: _Raw, fault: str) -> Header:
     def text(tag: int) -> str:
-        return _text(raw.values.get(tag, b""))
+        return decoded_text(raw.values.get(tag, b""))
 
     modality = text(0x00080060).upper()
     bits_allocated = _short(raw, 0x00280100) or 0
@@ -440,11 +475,13 @@ def _header(path: Path, size: int, raw: _Raw, fault: str) -> Header:
         has_pixels=raw.pixels_at is not None,
         fault=fault,
         grouped=raw.grouped,
+        mosaic=_is_mosaic(raw),
         split={split.tag: value for split in SPLIT_TAGS if (value := _split_value(raw, split)) is not None},
     )
 
 
-def _text(value: bytes) -> str:
+def decoded_text(value: bytes) -> str:
+    """Returns a text value without what pads it."""
     return value.decode("latin-1").strip(" \0\t\r\n")
 
 
@@ -463,7 +500,7 @@ def _floats(text: str) -> tuple[float, ...] | None:
 
 def _numbers(raw: _Raw, tag: int, count: int) -> tuple[float, ...] | None:
     value = raw.values.get(tag)
-    numbers = _floats(_text(value)) if value else None
+    numbers = _floats(decoded_text(value)) if value else None
     return numbers if numbers is not None and len(numbers) == count else None
 
 
@@ -473,7 +510,7 @@ def _positive(numbers: tuple[float, ...] | None) -> tuple[float, ...] | None:
 
 def _number(raw: _Raw, tag: int) -> float | None:
     value = raw.values.get(tag)
-    numbers = _floats(_text(value)) if value else None
+    numbers = _floats(decoded_text(value)) if value else None
     return numbers[0] if numbers else None
 
 
@@ -492,10 +529,18 @@ def _doubles(raw: _Raw, tag: int) -> tuple[float, ...] | None:
 
 def _slope(raw: _Raw) -> float | None:
     """Returns RescaleSlope; NaN when the tag holds no number."""
-    if not _text(raw.values.get(0x00281053, b"")):
+    if not decoded_text(raw.values.get(0x00281053, b"")):
         return None
     slope = _number(raw, 0x00281053)
     return math.nan if slope is None else slope
+
+
+def _is_mosaic(raw: _Raw) -> bool:
+    """Whether the picture is a Siemens mosaic, by its image type or by the vendor's count of slices in it."""
+    if "MOSAIC" in decoded_text(raw.values.get(0x00080008, b"")).upper().split("\\"):
+        return True
+    vendor = decoded_text(raw.values.get(_SIEMENS, b"")).upper()
+    return vendor.startswith("SIEMENS MR") and (_short(raw, _MOSAIC_IMAGES) or 0) > 1
 
 
 def _split_value(raw: _Raw, split: SplitTag) -> Any:
@@ -504,6 +549,6 @@ def _split_value(raw: _Raw, split: SplitTag) -> Any:
     readers: dict[str, Callable[[], Any]] = {
         "number": lambda: _number(raw, split.tag),
         "doubles": lambda: _doubles(raw, split.tag),
-        "text": lambda: _text(raw.values[split.tag]) or None,
+        "text": lambda: decoded_text(raw.values[split.tag]) or None,
     }
     return readers[split.kind]()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
-from unet_med.io.dicom_headers import SPLIT_TAGS, Header, SplitTag
+from unet_med.io.dicom_headers import SPLIT_ORDER, SPLIT_TAGS, Header, SplitTag
 from unet_med.io.slices import Regrid
 from unet_med.io.source import IntakeOptions
 
@@ -48,6 +48,9 @@ MOST_TILT_DEGREES = 45.0
 
 MOST_PLANES = 3
 """Planes of a grid for each stored slice; beyond that interpolation would make up most of the volume."""
+
+MOST_STACKS = 256
+"""A series of more orientations and sizes is refused: radial slices, or none that belong together."""
 
 SMALL_STACK = 3
 """A stack of so few slices beside a bigger one is a scout."""
@@ -91,16 +94,28 @@ def cluster(headers: Sequence[Header]) -> list[list[Header]]:
     """Returns the slices grouped by size, orientation, pixel spacing, frame of reference and kind, biggest first.
 
     Where a series has one frame of reference, slices without one belong to it.
+
+    Raises:
+        InputRefusedError: There are more groups than any series of volumes has.
     """
     groups: list[list[Header]] = []
     frames = {header.frame_uid for header in headers} - {""}
     only = frames.pop() if len(frames) == 1 else ""
+    known: dict[Any, list[Header]] = {}
     for header in headers:
-        home = next((group for group in groups if _alike(group[0], header, only)), None)
+        key = _kind(header, only), header.orientation, header.pixel_spacing
+        home = known.get(key) or next((group for group in groups if _alike(group[0], header, only)), None)
         if home is None:
             groups.append([header])
+            home = groups[-1]
         else:
             home.append(header)
+        known[key] = home
+        if len(groups) > MOST_STACKS:
+            raise InputRefusedError(
+                f"the slices lie in more than {MOST_STACKS} different planes or sizes and make no volume",
+                remedy="give a series of parallel slices",
+            )
     return sorted(groups, key=lambda group: (-len(group), _first_corner(group)))
 
 
@@ -192,10 +207,9 @@ def split_repeats(headers: Sequence[Header]) -> list[Stack]:
         echoes = _groups(headers, SPLIT_TAGS[:1])
         return _named(echoes, SPLIT_TAGS[:1]) if len(echoes) > 1 else [Stack(tuple(headers))]
     if len(headers) % count == 0:
-        for tags in _candidates(headers):
-            groups = _groups(headers, tags)
-            if _complete(groups, headers, places, count):
-                return _named(groups, tags)
+        tags = _splitting(headers, places, count)
+        if tags:
+            return _named(_groups(headers, tags), tags)
         runs = _runs(headers, places, count)
         if runs is not None:
             return [
@@ -233,12 +247,26 @@ def _places(headers: Sequence[Header]) -> list[int]:
     return [int(place) for place in places]
 
 
-def _candidates(headers: Sequence[Header]) -> Iterable[tuple[SplitTag, ...]]:
-    """Yields the tags that differ between slices, then all pairs of them, then all threes."""
-    differing = [tag for tag in SPLIT_TAGS if len({header.split.get(tag.tag) for header in headers}) > 1]
-    yield from ((tag,) for tag in differing)
-    yield from combinations(differing, 2)
-    yield from combinations(differing, 3)
+def _splitting(headers: Sequence[Header], places: Sequence[int], count: int) -> tuple[SplitTag, ...]:
+    """Returns the first tag, else pair, else three tags that give groups of every position once; empty for none."""
+    number = len(headers) // count
+    place = np.array(places)
+    codes: list[tuple[SplitTag, int, npt.NDArray[np.int64]]] = []
+    for tag in SPLIT_ORDER:
+        known: dict[Any, int] = {}
+        code = np.array([known.setdefault(header.split.get(tag.tag), len(known)) for header in headers], dtype=np.int64)
+        if 1 < len(known) <= number:
+            codes.append((tag, len(known), code))
+    for size in (1, 2, 3):
+        for chosen in combinations(codes, size):
+            if math.prod(values for _, values, _ in chosen) < number:
+                continue
+            group = np.zeros(len(headers), dtype=np.int64)
+            for _, values, code in chosen:
+                group = group * values + code
+            if len(np.unique(group)) == number and len(np.unique(group * count + place)) == len(headers):
+                return tuple(tag for tag, _, _ in chosen)
+    return ()
 
 
 def _groups(headers: Iterable[Header], tags: tuple[SplitTag, ...]) -> dict[Any, list[Header]]:
@@ -247,14 +275,6 @@ def _groups(headers: Iterable[Header], tags: tuple[SplitTag, ...]) -> dict[Any, 
     for header in headers:
         groups.setdefault(tuple(header.split.get(tag.tag) for tag in tags), []).append(header)
     return groups
-
-
-def _complete(groups: dict[Any, list[Header]], headers: Sequence[Header], places: Sequence[int], count: int) -> bool:
-    """Whether each group holds every position exactly once."""
-    if any(len(group) != count for group in groups.values()):
-        return False
-    place = {id(header): number for header, number in zip(headers, places, strict=True)}
-    return all(len({place[id(one)] for one in group}) == count for group in groups.values())
 
 
 def _named(groups: dict[Any, list[Header]], tags: tuple[SplitTag, ...]) -> list[Stack]:
@@ -291,7 +311,7 @@ def _first_number(value: Any) -> float:
 def _told(groups: Sequence[Sequence[Header]]) -> list[str]:
     """Returns for each group the values that tell it from the others, where they hold no free text and no time."""
     words: list[list[str]] = [[] for _ in groups]
-    for tag in SPLIT_TAGS:
+    for tag in SPLIT_ORDER:
         values = [{header.split.get(tag.tag) for header in group} for group in groups]
         if any(len(own) != 1 for own in values) or len(set.union(*values)) == 1:
             continue
