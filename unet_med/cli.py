@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from unet_med.errors import ConfigError, MachineError, Terminated, UnetMedError, UsageError
-from unet_med.io.atomic import write_json
+from unet_med.io.atomic import disk_errors, write_json
 from unet_med.version import __version__
 from unet_med.workflows.outcome import Outcome
 
@@ -141,6 +141,7 @@ def _command(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
             outcome = function(**values)
             if json_file is not None:
                 write_json(json_file, _plain(outcome.result), json_file.name)
+                _write_private(json_file, outcome)
             _say(outcome.lines)
         except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - the one place where all errors end
             return _report(error, debug)
@@ -180,12 +181,15 @@ def scan(
     untilt: UntiltOption = False,
     resample_slices: ResampleOption = False,
     allow_gaps: GapsOption = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the report as a page with small pictures.")
+    ] = None,
 ) -> Outcome:
     """List the images and series of a folder, and why one is refused."""
     intake = _intake(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.scan import scan as workflow
 
-    return workflow(folder, intake)
+    return workflow(folder, intake, html)
 
 
 @_command
@@ -540,6 +544,17 @@ def _intake(
 
 
 # ---- what a person and a machine see ---------------------------------------------------------------------------------
+
+
+def _write_private(json_file: Path, outcome: Outcome) -> None:
+    """Writes the table from ids to files beside the result, where a command has one; only this user can read it."""
+    if outcome.private is None:
+        return
+    from unet_med.identity import write_private_table
+
+    table = json_file.with_name(json_file.name + ".sources.json")
+    with disk_errors(table.name):
+        write_private_table(table, outcome.private())
 
 
 def _say(lines: Sequence[str]) -> None:

@@ -120,7 +120,7 @@ def _three_planes(
     known = len(orientation) == 3
     flips: tuple[bool, ...] = (False, False, False)
     if known:
-        order, flips = _to_lpi(orientation)
+        order, flips = to_lpi(orientation)
         arrays = [reorient(array, order, flips) for array in arrays]
         spacing = [spacing[axis] for axis in order]
     centre = _centre(arrays[1:])
@@ -139,7 +139,7 @@ def _three_planes(
     return planes
 
 
-def _to_lpi(orientation: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+def to_lpi(orientation: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """How to turn axes that run to ``orientation`` so that they run to the patient's left, back and feet."""
     order: list[int] = []
     flips: list[bool] = []

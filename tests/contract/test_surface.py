@@ -16,7 +16,7 @@ from unet_med import cli, errors
 COMMON = "--debug --help --json --verbose"
 INTAKE = "--allow-gaps --axes --channel --pixel-size --resample-slices --series --untilt"
 SURFACE = {
-    "scan": f"folder {INTAKE}",
+    "scan": f"folder --html {INTAKE}",
     "convert": f"folder out {INTAKE} --overwrite",
     "manifest": f"folder --out --images --labels --folds --group-by --task --label-values --label-names {INTAKE}",
     "check": "data --fix",

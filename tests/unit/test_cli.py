@@ -30,7 +30,7 @@ def scan_does(monkeypatch: pytest.MonkeyPatch) -> Stub:
     def put(result: Any) -> None:
         module = types.ModuleType("unet_med.workflows.scan")
 
-        def scan(folder: Path, intake: Any) -> Outcome:
+        def scan(folder: Path, intake: Any, html: Path | None) -> Outcome:
             if isinstance(result, BaseException):
                 raise result
             return result(folder, intake) if callable(result) else result
@@ -121,7 +121,7 @@ def test_all_problems_of_a_pipeline_stand_on_lines_of_their_own(
         (["scam", "x"], "no such command 'scam'"),
         (["scan"], "missing argument"),
         (["scan", "nowhere"], "does not exist"),
-        (["scan", ".", "--untilt"], "no such option"),
+        (["scan", ".", "--unbend"], "no such option"),
         (["scan", ".", "--pixel-size", "0.5;2"], "the pixel size is no list of positive numbers"),
         (["scan", ".", "--pixel-size", "-1"], "the pixel size is no list of positive numbers"),
         (["scan", ".", "--pixel-size", "1,2,3,4"], "the pixel size is no list of positive numbers"),
@@ -176,7 +176,7 @@ import signal, sys, time, types
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
 from unet_med import cli
 module = types.ModuleType("unet_med.workflows.scan")
-def scan(folder, intake):
+def scan(folder, intake, html):
     try:
         print("ready", flush=True)
         time.sleep(60)

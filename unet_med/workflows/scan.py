@@ -1,41 +1,116 @@
-"""``scan``: what is in a folder, what of it can be used, and why the rest cannot."""
+"""``scan``, the intake report: what is in a folder, what of it is used and why, what is refused and what to do."""
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unet_med.errors import InputRefusedError, UsageError
+from unet_med.io.annotations import belongs_to
 from unet_med.io.discover import discover
+from unet_med.io.slices import Annotation, SliceLayout
 from unet_med.io.source import Discovery, IntakeOptions, SourceRef
 from unet_med.workflows.outcome import DONE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 
+COLUMNS = 120
+"""Widest line of the text."""
 
-def scan(folder: Path, intake: IntakeOptions = IntakeOptions()) -> Outcome:  # noqa: B008
+FINDINGS: Mapping[str, str] = {
+    "gaps": r"slices? (is|are) missing|missing slice|slices? (was|were) missing|gap",
+    "uneven steps": r"not evenly spaced|uneven",
+    "tilt": r"tilt",
+    "duplicates": r"duplicate file|claim to be the same image",
+    "scouts left out": r"localizer image|of another orientation or size left out",
+    "split": r"positions repeat: split",
+    "repeats": r"no tag tells the repeats apart",
+    "no position": r"slice has no (position|orientation|pixel spacing)",
+    "damaged": r"truncated|damaged|cannot be read|cannot be decoded",
+    "no decoder": r"no decoder is installed",
+    "colour": r"colour image",
+    "screen capture": r"secondary capture",
+    "burnt-in text": r"burnt into the pixels",
+    "padding": r"padding",
+    "inverted": r"MONOCHROME1: turned",
+    "no pixel size": r"^no pixel size",
+}
+"""What a reason or a note is about, in a word or two, and by which words it is known."""
+
+_PATTERNS = {word: re.compile(pattern) for word, pattern in FINDINGS.items()}
+
+
+def scan(
+    folder: Path,
+    intake: IntakeOptions = IntakeOptions(),  # noqa: B008
+    html: Path | None = None,
+) -> Outcome:
     """Lists each series and image below a folder; only headers are read.
 
     Args:
         folder: A folder or one file.
         intake: The intake options.
+        html: Where to write the report as a page, with a picture of each usable source.
 
     Returns:
         The JSON of ``scan --json`` and a table; exit code 0 when everything found is usable, 3 when some sources are
         refused, 4 when none is usable. Skipped files are no failure.
 
     Raises:
-        UsageError: There is no such folder.
+        UsageError: There is no such folder, or ``html`` lies in it.
         NothingUsableError: The folder is empty.
+        MachineError: The page cannot be written.
     """
+    if html is not None:
+        check_place(folder, html, "--html")
     found = discover(folder, intake, track)
-    code = DONE if len(found.usable) == len(found.sources) else SOME_REFUSED
+    refused = len(found.usable) < len(found.sources) or not all(ref.usable for ref in found.annotations)
+    result = _result(found)
+    lines = _lines(found, result)
+    if html is not None:
+        from unet_med.workflows.scan_page import write_page
+
+        write_page(html, result, found)
+        lines.append(f"page: {html.name}")
     return Outcome(
-        result={
-            "sources": [_entry(ref) for ref in found.sources],
-            "skipped": [{"what": one.what, "count": one.count, "reason": one.reason} for one in found.skipped],
-        },
-        lines=_lines(found),
-        exit_code=code if found.usable else NOTHING_USABLE,
+        result=result,
+        lines=lines,
+        exit_code=NOTHING_USABLE if not found.usable else SOME_REFUSED if refused else DONE,
+        private=partial(file_table, found),
     )
+
+
+def check_place(folder: Path, file: Path, option: str) -> None:
+    """Refuses to write into a folder that is only to be read.
+
+    Raises:
+        UsageError: ``file`` is the input, lies in it, or is a folder.
+    """
+    place = file.resolve()
+    root = folder.resolve()
+    if place == root or (root.is_dir() and place.is_relative_to(root)):
+        raise UsageError(
+            "the report would lie in the folder that is scanned", option, "nothing is written there: give another place"
+        )
+    if file.is_dir():
+        raise UsageError("the report would replace a folder", option, "give the name of a file")
+
+
+# ---- for machines ---------------------------------------------------------------------------------------------------
+
+
+def _result(found: Discovery) -> dict[str, Any]:
+    return {
+        "sources": [_entry(ref) for ref in found.sources],
+        "annotations": [_annotation(ref, found.sources) for ref in found.annotations],
+        "skipped": [{"what": one.what, "count": one.count, "reason": one.reason} for one in found.skipped],
+        "summary": _summary(found),
+    }
 
 
 def _entry(ref: SourceRef) -> dict[str, Any]:
@@ -53,6 +128,7 @@ def _entry(ref: SourceRef) -> dict[str, Any]:
         "usable": ref.usable,
         "reason": ref.reason,
         "notes": list(ref.notes),
+        "findings": findings(ref),
         "modality": ref.modality,
         "channels": ref.channels,
         "frames": ref.frames,
@@ -61,33 +137,129 @@ def _entry(ref: SourceRef) -> dict[str, Any]:
     }
 
 
+def _annotation(ref: SourceRef, sources: Sequence[SourceRef]) -> dict[str, Any]:
+    layout = ref.layout if isinstance(ref.layout, Annotation) else Annotation(())
+    return {
+        "id": ref.id,
+        "kind": ref.kind,
+        "usable": ref.usable,
+        "reason": ref.reason,
+        "notes": list(ref.notes),
+        "segments": [{"number": one.number, "name": one.name, "code": one.code} for one in layout.segments],
+        "refers_to": [source.id for source in sources if belongs_to(ref, source)],
+    }
+
+
+def findings(ref: SourceRef) -> list[str]:
+    """Returns in a word or two each what was found about a source, for example ``gaps`` or ``tilt``."""
+    told = (ref.reason, *ref.notes)
+    return [word for word, pattern in _PATTERNS.items() if any(pattern.search(text) for text in told)]
+
+
+def _summary(found: Discovery) -> dict[str, Any]:
+    """Returns what is in the folder, counted."""
+    reasons: dict[str, list[str]] = {}
+    for ref in (*found.sources, *found.annotations):
+        if not ref.usable:
+            reasons.setdefault(ref.reason, []).append(ref.id)
+    return {
+        "sources": len(found.sources),
+        "usable": len(found.usable),
+        "refused": len(found.sources) - len(found.usable),
+        "annotations": len(found.annotations),
+        "skipped": sum(one.count for one in found.skipped),
+        "kinds": dict(sorted(Counter(ref.kind for ref in (*found.sources, *found.annotations)).items())),
+        "modalities": dict(sorted(Counter(ref.modality for ref in found.sources if ref.modality).items())),
+        "findings": dict(Counter(word for ref in found.sources for word in findings(ref)).most_common()),
+        "reasons": [{"reason": reason, "ids": ids} for reason, ids in reasons.items()],
+    }
+
+
+# ---- for this user alone --------------------------------------------------------------------------------------------
+
+
+def file_table(found: Discovery) -> dict[str, list[dict[str, Any]]]:
+    """Returns the files of each source, and for DICOM where each slice lies, as refusals name it.
+
+    Returns:
+        Id to a list of ``{"file": path, "slice": text}``; ``slice`` only where it is known.
+    """
+    return {ref.id: list(_files(ref)) for ref in (*found.sources, *found.annotations)}
+
+
+def _files(ref: SourceRef) -> Iterable[dict[str, Any]]:
+    if isinstance(ref.layout, SliceLayout):
+        for one in ref.layout.slices:
+            entry = {"file": str(ref.files[one.file].absolute()), "slice": _height(ref.layout.normal, one.position)}
+            yield entry | ({"frame": one.frame} if len(ref.layout.slices) > len(ref.files) else {})
+        return
+    for path in ref.files:
+        place = _place(path) if ref.kind == "dicom" else ""
+        yield {"file": str(path.absolute())} | ({"slice": place} if place else {})
+
+
+def _place(path: Path) -> str:
+    """Returns where the slice of a refused file lies; empty when its header does not tell."""
+    from unet_med.io.dicom_headers import Header, read_header
+    from unet_med.io.dicom_stacks import slice_normal
+
+    header = read_header(path)
+    if not isinstance(header, Header):
+        return ""
+    if header.position is not None and header.orientation is not None:
+        with suppress(InputRefusedError):
+            return _height(slice_normal(header), header.position)
+    return "" if header.instance is None else f"instance {header.instance}"
+
+
+def _height(normal: Iterable[float], position: Iterable[float]) -> str:
+    """Returns a position as refusals name it."""
+    return f"{sum(float(a) * b for a, b in zip(normal, position, strict=True)):.2f} mm along the slice normal"
+
+
 # ---- for people -----------------------------------------------------------------------------------------------------
 
+MICROSCOPIC_MM = 0.05
+"""Below this, sizes are told in micrometres."""
 
-def _lines(found: Discovery) -> list[str]:
+_NAMED = 3
+_TAIL = 12
+_GAP = "  "
+_HEAD = ("id", "kind", "size", "spacing (mm)", "orientation", "state")
+_HEAD_OF_TRUTH = ("id", "kind", "holds", "belongs to", "state")
+_PLAIN_AXES = ("", "IJ", "IJK", "YX")
+
+
+def _lines(found: Discovery, result: Mapping[str, Any]) -> list[str]:
     lines = _table([_HEAD, *map(_row, found.sources)]) if found.sources else []
-    lines += [f"refused {ref.id}: {ref.reason}" for ref in found.sources if not ref.usable]
+    if found.annotations:
+        lines += ["", *_table([_HEAD_OF_TRUTH, *map(_truth_row, result["annotations"])])]
+    if lines:
+        lines.append("")
+    summary = result["summary"]
+    for one in summary["reasons"]:
+        lines += _wrapped(f"refused {_some(one['ids'])}: {one['reason']}")
     lines += _notes(found)
-    lines += [f"skipped {one.count} x {one.what}: {one.reason}" for one in found.skipped]
-    refused = len(found.sources) - len(found.usable)
-    lines.append(f"{len(found.usable)} usable, {refused} refused, {sum(one.count for one in found.skipped)} skipped")
+    for one in result["skipped"]:
+        lines += _wrapped(f"skipped {one['count']} x {one['what']}: {one['reason']}")
+    if summary["findings"]:
+        lines += _wrapped("found: " + ", ".join(f"{word} ({count})" for word, count in summary["findings"].items()))
+    truth = f"{summary['annotations']} DICOM annotations, " if found.annotations else ""
+    lines.append(f"{summary['usable']} usable, {summary['refused']} refused, {truth}{summary['skipped']} skipped")
     return lines
 
 
 def _notes(found: Discovery) -> list[str]:
     """Returns each note once, with the sources it is about."""
     about: dict[str, list[str]] = {}
-    for ref in found.sources:
+    for ref in (*found.sources, *found.annotations):
         for note in ref.notes:
             about.setdefault(note, []).append(ref.id)
-    return [
-        f"note on {', '.join(names)}: {note}" if len(names) <= _NAMED else f"note on {len(names)} sources: {note}"
-        for note, names in about.items()
-    ]
+    return [line for note, names in about.items() for line in _wrapped(f"note on {_some(names)}: {note}")]
 
 
-_NAMED = 3
-_HEAD = ("id", "kind", "size", "spacing (mm)", "orientation", "state")
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= _NAMED else f"{len(names)} sources ({names[0]}, ...)"
 
 
 def _row(ref: SourceRef) -> tuple[str, ...]:
@@ -96,13 +268,46 @@ def _row(ref: SourceRef) -> tuple[str, ...]:
     return (
         ref.id,
         f"{ref.kind} {ref.modality}" if ref.modality else ref.kind,
-        " x ".join(map(str, ref.shape)) + (f" {ref.axes}" if ref.axes else ""),
-        " x ".join(f"{value:.4g}" for value in spacing) if spacing else "-",
+        " x ".join(map(str, ref.shape)) + (f" {ref.axes}" if ref.axes not in _PLAIN_AXES else ""),
+        _lengths(spacing) if spacing else "-",
         (geometry.orientation if geometry is not None else "") or "-",
         "usable" if ref.usable else "refused",
     )
 
 
+def _lengths(spacing: Sequence[float]) -> str:
+    if max(spacing) < MICROSCOPIC_MM:
+        return " x ".join(f"{value * 1000:.4g}" for value in spacing) + " um"
+    return " x ".join(f"{value:.4g}" for value in spacing)
+
+
+def _truth_row(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    names = [str(one["name"]) for one in entry["segments"]]
+    return (
+        entry["id"],
+        entry["kind"],
+        ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""),
+        _some(entry["refers_to"]) or "-",
+        "usable" if entry["usable"] else "refused",
+    )
+
+
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Returns the rows in columns; the widest are cut until a line fits."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    while sum(widths) + len(_GAP) * (len(widths) - 1) > COLUMNS:
+        widths[widths.index(max(widths))] -= 1
+    return [
+        _GAP.join(_cut(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _cut(text: str, width: int) -> str:
+    """Returns text of at most ``width`` letters; the end of a name tells it apart and stays."""
+    tail = min(_TAIL, width // 3)
+    return text if len(text) <= width else f"{text[: width - 2 - tail]}..{text[len(text) - tail :]}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, COLUMNS, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)

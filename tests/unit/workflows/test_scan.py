@@ -27,7 +27,7 @@ def test_json_is_what_the_contract_says(tmp_path: Path) -> None:
     outcome = scan(tmp_path)
     result = json.loads(json.dumps(outcome.result, allow_nan=False))
     assert outcome.exit_code == 0
-    assert set(result) == {"sources", "skipped"}
+    assert set(result) == {"sources", "annotations", "skipped", "summary"}
     first, second = result["sources"]
     assert first["id"].startswith("s013-")
     assert (first["kind"], first["axes"], first["shape"], first["modality"]) == ("dicom", "IJK", [9, 7, 6], "CT")
