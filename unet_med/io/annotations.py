@@ -151,12 +151,14 @@ def place_notes(annotation: SourceRef, image: SourceRef) -> tuple[str, ...]:
 
 
 def open_label(label: SourceRef, image: SourceRef) -> ImageSource:
-    """Returns the source of a label: an annotation on the grid of its image, a label file on its own.
+    """Returns the source of a label: an annotation on the grid of its DICOM series, a label file on its own.
+
+    A SEG beside an image of another format keeps its own grid, too.
 
     Raises:
         InputRefusedError: The label is not usable, or does not lie in the space of the image.
     """
-    if label.kind in ANNOTATION_KINDS:
+    if label.kind == "rtstruct" or (label.kind == "dicom-seg" and image.kind == "dicom"):
         return AnnotationSource(label, image)
     from unet_med.io.discover import open_source
 

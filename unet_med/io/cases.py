@@ -19,6 +19,7 @@ from scipy import ndimage
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
 from unet_med.identity import unique_ids
+from unet_med.io.annotations import AnnotationSource, open_label
 from unet_med.io.discover import open_source
 from unet_med.io.picture import PictureSource
 from unet_med.io.reading import check_frame
@@ -30,7 +31,7 @@ SAME_PLACE_VOXELS = 0.1
 
 _IDENTITY_VOXELS = 0.01
 _WHOLE_NUMBER = 1e-3
-_PLACED_KINDS = ("dicom", "nifti", "nrrd", "mha")
+_PLACED_KINDS = ("dicom", "dicom-seg", "nifti", "nrrd", "mha")
 """Kinds whose files say where in space they lie; pictures and TIFF stacks have at most a pixel size."""
 
 _CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})(?:-\d+)?")
@@ -202,8 +203,11 @@ class OpenCase:
                 self.id,
                 "give a label image with one frame for each frame of the image",
             )
-        values = _label_values(_opened_label(ref, self.id), frame, self.id)
-        placed = _on_reference(values, ref, self.case.sources[0], self.id)
+        image = self.case.sources[0]
+        source = _opened_label(ref, image, self.id)
+        values = _label_values(source, frame, self.id)
+        on_image = isinstance(source, AnnotationSource) and source.image is not None
+        placed = values if on_image else _on_reference(values, ref, image, self.id)
         return _remapped(placed, self.case.label_values, self.id)
 
     def _source(self, number: int) -> ImageSource:
@@ -282,10 +286,10 @@ def _nearly_same(one: Geometry | None, other: Geometry) -> bool:
 # ---- labels -------------------------------------------------------------------------------------------------------
 
 
-def _opened_label(ref: SourceRef, where: str) -> ImageSource:
+def _opened_label(ref: SourceRef, image: SourceRef, where: str) -> ImageSource:
     if not ref.usable:
         raise InputRefusedError(f"the label cannot be used: {ref.reason}", where)
-    return open_source(ref)
+    return open_label(ref, image)
 
 
 def _label_values(source: ImageSource, frame: int, where: str) -> LabelArray:

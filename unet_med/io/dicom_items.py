@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from unet_med.errors import InputRefusedError
-from unet_med.identity import safe_name
+from unet_med.identity import keyed_hash, safe_name
 from unet_med.io.reading import refusing
 
 EXPORT_AGAIN = "export the annotation again from the program that made it"
@@ -26,6 +28,10 @@ COPY_AGAIN = "copy the file again from its origin"
 _FAULTS: tuple[type[Exception], ...] = (
     *(AttributeError, AssertionError, LookupError, InvalidDicomError, struct.error, zlib.error),
 )
+UNNAMED = "unnamed_"
+"""Begins what stands for the name of a segment that has none."""
+
+_PERSONAL = ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "OtherPatientIDs")
 _LONGEST_NAME = 64
 _SHORTEST_SECRET = 3
 
@@ -95,21 +101,25 @@ def unit_vectors(orientation: tuple[float, ...]) -> tuple[tuple[float, ...], tup
     return tuple(v / lengths[0] for v in row), tuple(v / lengths[1] for v in column)
 
 
-def printable_name(name: str, fallback: str, dataset: Dataset) -> str:
-    """Returns the name of a segment in letters, digits, ``.``, ``_`` and ``-``.
+def printable_name(name: str, number: int, dataset: Dataset) -> str:
+    """Returns the name of a segment in letters, digits, ``.``, ``_`` and ``-``, the same for the same name.
 
-    A name that holds a part of the patient's name or number becomes ``fallback``.
+    A name in other letters keeps what can be printed and gets a keyed hash; one that holds a part of the patient's
+    name or numbers is nothing but a keyed hash. Without a name it is ``unnamed_`` and its number.
     """
-    secrets = [
-        text(dataset, keyword) for keyword in ("PatientName", "PatientID", "AccessionNumber", "PatientBirthDate")
-    ]
-    parts = [part.lower() for secret in secrets for part in safe_name(secret).replace("_", " ").split()]
-    cleaned = safe_name(name)[:_LONGEST_NAME].strip("._") if name.strip() else ""
+    given = unicodedata.normalize("NFC", name).strip()
+    if not given:
+        return f"{UNNAMED}{number}"
+    cleaned = safe_name(given)[:_LONGEST_NAME].strip("._")
+    hidden = f"name-{keyed_hash(given.casefold())}"
     told = cleaned.lower()
-    if not cleaned or cleaned == "unnamed":
-        return fallback
-    known = [part for part in parts if len(part) >= _SHORTEST_SECRET and part != "unnamed"]
-    return fallback if any(part in told for part in known) else cleaned
+    secrets = [text(dataset, keyword) for keyword in _PERSONAL]
+    parts = [part.lower() for secret in secrets for part in re.split(r"[^A-Za-z0-9]+", secret)]
+    if any(len(part) >= _SHORTEST_SECRET and part in told for part in parts):
+        return hidden
+    if all(one.isascii() or not one.isalnum() for one in given):
+        return cleaned if cleaned and cleaned != "unnamed" else hidden
+    return f"{cleaned}-{keyed_hash(given.casefold())}" if cleaned and cleaned != "unnamed" else hidden
 
 
 def code_of(item: Dataset | None) -> str:
@@ -123,3 +133,12 @@ def code_of(item: Dataset | None) -> str:
 
         return f"SCT:{mapping['SRT'][value]}" if value in mapping["SRT"] else f"SRT:{value}"
     return f"{scheme}:{value}"
+
+
+def no_value(what: str, number: int, name: str, where: str) -> InputRefusedError:
+    """Returns the refusal of a segment or region of which nobody said which label it is."""
+    return InputRefusedError(
+        f"{what} {number} ({name}) is no label that is known",
+        where,
+        "name it with --label-names VALUE=NAME, or leave it out with 0=NAME, and make the manifest again",
+    )

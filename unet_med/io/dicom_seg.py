@@ -33,6 +33,7 @@ from unet_med.io.dicom_items import (
     code_of,
     first,
     items,
+    no_value,
     numbers,
     printable_name,
     read_dataset,
@@ -193,7 +194,7 @@ def _segments(dataset: Dataset, background: set[int]) -> tuple[Segment, ...]:
             raise InputRefusedError("a segment has no number of its own", remedy=EXPORT_AGAIN)
         if number in background:
             continue
-        name = printable_name(text(item, "SegmentLabel"), f"segment_{number}", dataset)
+        name = printable_name(text(item, "SegmentLabel"), number, dataset)
         found[number] = Segment(number, name, _segment_code(item))
     if not found:
         raise InputRefusedError("the segmentation lists no segment", remedy=EXPORT_AGAIN)
@@ -356,9 +357,8 @@ class _Canvas:
         self.values = {one.number: one.number if values is None else values.get(one.number) for one in seg.segments}
         unknown = sorted(number for number, value in self.values.items() if value is None)
         if unknown:
-            raise InputRefusedError(
-                f"segment {unknown[0]} has no label value", where, "make the manifest again: the segmentation changed"
-            )
+            names = {one.number: one.name for one in seg.segments}
+            raise no_value("segment", unknown[0], names[unknown[0]], where)
         numbers_used = {frame.segment for frame in seg.frames} - {0}
         if strangers := sorted(numbers_used - set(self.values)):
             raise InputRefusedError(

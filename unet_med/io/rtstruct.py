@@ -19,7 +19,16 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from unet_med.errors import InputRefusedError
-from unet_med.io.dicom_items import EXPORT_AGAIN, items, printable_name, read_dataset, reading, text, whole_number
+from unet_med.io.dicom_items import (
+    EXPORT_AGAIN,
+    items,
+    no_value,
+    printable_name,
+    read_dataset,
+    reading,
+    text,
+    whole_number,
+)
 from unet_med.io.slices import Annotation, LabelArray, Segment, SliceLayout
 from unet_med.io.source import SourceRef
 
@@ -57,7 +66,7 @@ def describe_rtstruct(dataset: Dataset, ref: SourceRef) -> SourceRef:
             continue
         if number is None or number not in regions:
             raise InputRefusedError("contours belong to no region that is listed", remedy=EXPORT_AGAIN)
-        segments[number] = Segment(number, printable_name(text(regions[number], "ROIName"), f"roi_{number}", dataset))
+        segments[number] = Segment(number, printable_name(text(regions[number], "ROIName"), number, dataset))
         frames.add(text(regions[number], "ReferencedFrameOfReferenceUID"))
         images |= {text(one, "ReferencedSOPInstanceUID") for c in closed for one in items(c, "ContourImageSequence")}
     if not segments:
@@ -124,8 +133,9 @@ def read_rtstruct(
     with reading("the structure set cannot be read", where):
         dataset = read_dataset(path)
         names = {
-            whole_number(item, "ROINumber"): printable_name(text(item, "ROIName"), "no name", dataset)
+            number: printable_name(text(item, "ROIName"), number, dataset)
             for item in items(dataset, "StructureSetROISequence")
+            if (number := whole_number(item, "ROINumber")) is not None
         }
         contours: dict[int, list[_Contour]] = {}
         plane = _Planes(layout, where)
@@ -135,14 +145,12 @@ def read_rtstruct(
             if number is None or not closed:
                 continue
             if number not in values:
-                raise InputRefusedError(
-                    f"region {number} has no label value", where, "make the manifest again: the structure set changed"
-                )
+                raise no_value("region", number, names.get(number, ""), where)
             if values[number]:
                 contours.setdefault(number, []).extend(
                     found for one in closed if (found := plane.contour(one)) is not None
                 )
-        return _painted(contours, layout, values, {number or 0: name for number, name in names.items()}, plane)
+        return _painted(contours, layout, values, names, plane)
 
 
 class _Planes:
