@@ -56,6 +56,7 @@ FloatArray = npt.NDArray[np.float64]
 
 RESEARCH_ONLY = "Research use only"
 MAKER = "unet-med"
+REPORT = "report this together with `unet-med scan --json`"
 
 _SERIES_NUMBERS = {"dicom-seg": 1, "rtstruct": 2, "dicom-sr": 3, "dicom-sc": 4}
 _LARGEST_NUMBER = 20_000_000
@@ -200,7 +201,7 @@ def read_source(export: MaskExport) -> SourceSeries:
     layout, ref = slice_layout(export), export.dicom
     files = () if ref is None else ref.files
     wanted = [*_PATIENT, *_STUDY, *_IF_THERE, *_TRIAL, *_IMAGE, "DeidentificationMethod", _CODES_OF_METHOD]
-    with quiet(), refusing("a header cannot be read", export.source.id, "copy the series again from its origin"):
+    with guarded("a header cannot be read", export.source.id, "copy the series again from its origin"):
         headers = [
             dcmread(path, force=True, stop_before_pixels=True, specific_tags=wanted if number == 0 else [*_IMAGE])
             for number, path in enumerate(files)
@@ -280,6 +281,13 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def guarded(what: str, where: str, remedy: str = REPORT) -> Iterator[None]:
+    """Turns whatever the DICOM libraries raise into :class:`InputRefusedError`, without their texts."""
+    with quiet(), refusing(what, where, remedy, AttributeError, AssertionError):
+        yield
 
 
 def ds(value: float) -> str:

@@ -25,6 +25,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from unet_med.errors import InputRefusedError
 from unet_med.io.export.dicom_base import (
     MAKER,
+    REPORT,
     RESEARCH_ONLY,
     FloatArray,
     FoundSlice,
@@ -32,7 +33,7 @@ from unet_med.io.export.dicom_base import (
     device_serial,
     ds,
     finish,
-    quiet,
+    guarded,
     read_source,
     reference_item,
     save,
@@ -41,7 +42,6 @@ from unet_med.io.export.dicom_base import (
     today,
 )
 from unet_med.io.export.mask import MaskExport
-from unet_med.io.reading import refusing
 from unet_med.labels import Code, Label
 from unet_med.version import __version__
 
@@ -50,7 +50,6 @@ KIND = "dicom-seg"
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
 
-_REPORT = "report this together with `unet-med scan --json`"
 _FULL = 255
 _HALF = 128
 _TYPES = {
@@ -80,10 +79,7 @@ def write(export: MaskExport, path: Path) -> None:
     source = read_source(export)
     described = _described(source)
     pixels = _pixels(source)
-    with (
-        quiet(),
-        refusing("the DICOM segmentation cannot be made", source.id, _REPORT),
-    ):
+    with guarded("the DICOM segmentation cannot be made", source.id):
         dataset = hd.seg.Segmentation(
             source_images=_stand_ins(source),
             pixel_array=pixels,
@@ -251,14 +247,14 @@ def check(path: Path, export: MaskExport) -> dict[str, Any]:
     Raises:
         InputRefusedError: when it says anything else than the mask in memory.
     """
-    with quiet(), refusing("the written DICOM segmentation cannot be read", export.source.id, _REPORT):
+    with guarded("the written DICOM segmentation cannot be read", export.source.id):
         dataset = dcmread(path)
         names = {int(item.SegmentNumber): str(item.SegmentLabel) for item in dataset.SegmentSequence}
         frames = list(_frames(dataset))
     numbers = segment_numbers(export)
     meant = {numbers[label.index]: label.name[:64].strip() for label in export.label_map.labels}
     if {number: name for number, name in names.items() if number} != meant:
-        raise InputRefusedError("the written segments have other names than the labels", export.source.id, _REPORT)
+        raise InputRefusedError("the written segments have other names than the labels", export.source.id, REPORT)
     if export.options.seg_type == "fractional":
         return _check_fractional(export, frames)
     index = np.zeros(max(numbers.values()) + 1, dtype=np.uint16)
@@ -269,7 +265,7 @@ def check(path: Path, export: MaskExport) -> dict[str, Any]:
         labels = index[pixels.T if segment is None else pixels.T * segment]
         first = found.setdefault(tuple(affine[:3, 3]), FoundSlice(affine, np.zeros_like(labels)))
         if np.any(first.labels[labels > 0]):
-            raise InputRefusedError("written segments overlap", export.source.id, _REPORT)
+            raise InputRefusedError("written segments overlap", export.source.id, REPORT)
         first.labels[labels > 0] = labels[labels > 0]
     return stamp_slices(export, "pydicom", list(found.values()), exact=True)
 
@@ -328,7 +324,7 @@ def _check_fractional(
         places[number] = affine
         found[(segment or 1) - 1, :, :, number] = pixels.T
     if different := int(np.count_nonzero(found != meant)):
-        raise InputRefusedError(f"{different} written probabilities differ", export.source.id, _REPORT)
+        raise InputRefusedError(f"{different} written probabilities differ", export.source.id, REPORT)
     stored = _likely(export, found)
     slices = [FoundSlice(affine, stored[:, :, number]) for number, affine in places.items()]
     return stamp_slices(replace(export, labels=_likely(export, on_grid)), "pydicom", slices, exact=True)
