@@ -13,13 +13,22 @@ import pydicom
 
 from unet_med.errors import NothingUsableError, UsageError
 from unet_med.identity import keyed_hash, safe_name, unique_ids
+from unet_med.io.annotations import ANNOTATION_KINDS, values_of
 from unet_med.io.cases import Case
-from unet_med.io.source import Discovery, SourceRef
+from unet_med.io.source import DICOM_KINDS, Discovery, SourceRef
 from unet_med.manifest.files import Description, read_description
 from unet_med.manifest.folds import assign_folds, merge_groups
 from unet_med.manifest.model import Finding, Manifest, ManifestCase, Split, Task, content_sha256
 from unet_med.manifest.pairing import CONVENTIONS, Pair, Pairing, pair_sources
-from unet_med.manifest.tables import Row, group_by_pattern, parse_label_names, parse_label_values, read_groups
+from unet_med.manifest.tables import (
+    Row,
+    group_by_pattern,
+    parse_label_list,
+    parse_label_names,
+    parse_label_values,
+    read_groups,
+)
+from unet_med.manifest.truth import name_segments, pair_annotations
 from unet_med.manifest.values import LabelScan, looks_like_objects, remapped, scan_label, value_findings
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -98,6 +107,8 @@ def build_manifest(
     told = read_description(root)
     notes: list[str] = []
     pairing = pair_sources(root, discovery, options.images, options.labels)
+    pairing = pair_annotations(root, discovery, pairing, options.labels)
+    notes += pairing.notes
     drafts, left = _drafts(pairing)
     table = _table(options.group_by)
     drafts, skipped = _apply_table(drafts, table)
@@ -111,9 +122,11 @@ def build_manifest(
     notes += group_notes
     drafts, fold_notes = _folded(drafts, options)
     notes += fold_notes
+    drafts, names, name_notes = _named(drafts, options, told)
+    notes += name_notes
     labelled = [draft for draft in drafts if draft.case.label is not None]
     scans = [scan_label(draft.case) for draft in follow(labelled, "reading labels")]
-    meaning = _meaning(scans, options, told)
+    meaning = _meaning(scans, options, names, annotated=any(_is_annotated(draft) for draft in drafts))
     notes += meaning.notes
     notes += _channel_notes(drafts)
     notes += [f"{scan.case}: the label cannot be used" for scan in scans if scan.finding is not None]
@@ -149,7 +162,9 @@ def _drafts(pairing: Pairing) -> tuple[list[_Draft], list[tuple[str, str]]]:
     drafts: list[_Draft] = []
     for case_id, pair in zip(unique_ids(wanted), pairing.pairs, strict=True):
         images = _renamed(pair.images, case_id)
-        label = None if pair.label is None else replace(pair.label, id=case_id)
+        label = pair.label
+        if label is not None and label.kind not in DICOM_KINDS:
+            label = replace(label, id=case_id)
         frames = images[0].frames
         if label is not None and label.frames != frames:
             reason = f"its label has {label.frames} pages, the image {frames}: declare the axes of both with --axes"
@@ -352,6 +367,50 @@ def _check_splits(drafts: Sequence[_Draft]) -> None:
 # ---- labels and channels --------------------------------------------------------------------------------------------
 
 
+def _is_annotated(draft: _Draft) -> bool:
+    return draft.case.label is not None and draft.case.label.kind in ANNOTATION_KINDS
+
+
+def _named(
+    drafts: Sequence[_Draft], options: BuildOptions, told: Description
+) -> tuple[list[_Draft], dict[int, str], list[str]]:
+    """Says which label each segment of a SEG or RTSTRUCT is; returns the drafts, the names of label values and notes.
+
+    Raises:
+        UsageError: Label files and annotations stand side by side, and nobody says which value is which.
+    """
+    annotated = [draft for draft in drafts if _is_annotated(draft)]
+    if not annotated:
+        return list(drafts), parse_label_names(options.label_names) or dict(told.label_names), []
+    listed = parse_label_list(options.label_names) or [item for item in told.label_names.items() if item[0]]
+    files = sum(draft.case.label is not None for draft in drafts) - len(annotated)
+    if files and not listed:
+        raise UsageError(
+            f"{files} cases have label files and {len(annotated)} have DICOM annotations",
+            "--label-names",
+            "say which value is which, for example --label-names 1=liver,2=tumour",
+        )
+    labels = [draft.case.label for draft in annotated if draft.case.label is not None]
+    if options.task == "instance":
+        return _with_values(drafts, [values_of(label) for label in labels]), {}, []
+    naming = name_segments(labels, listed)
+    background = told.label_names.get(0, "background")
+    return _with_values(drafts, naming.segments), {0: background, **naming.labels}, list(naming.notes)
+
+
+def _with_values(drafts: Sequence[_Draft], values: Sequence[Mapping[int, int]]) -> list[_Draft]:
+    """Stores with each annotation the label values of its segments."""
+    rest = iter(values)
+    done = []
+    for draft in drafts:
+        label = draft.case.label
+        if label is not None and label.kind in ANNOTATION_KINDS:
+            segments = {str(number): value for number, value in next(rest).items()}
+            label = replace(label, read_as={**label.read_as, "segments": segments})
+        done.append(replace(draft, case=replace(draft.case, label=label)))
+    return done
+
+
 @dataclass(frozen=True)
 class _Meaning:
     task: Task
@@ -361,14 +420,15 @@ class _Meaning:
     notes: list[str]
 
 
-def _meaning(scans: Sequence[LabelScan], options: BuildOptions, told: Description) -> _Meaning:
+def _meaning(
+    scans: Sequence[LabelScan], options: BuildOptions, names: Mapping[int, str], *, annotated: bool
+) -> _Meaning:
     """Says what label values mean: object ids, or kinds of things with names."""
     given = parse_label_values(options.label_values)
-    names = parse_label_names(options.label_names) or dict(told.label_names)
     readable = [scan for scan in scans if scan.finding is None]
     notes: list[str] = []
     task: Task = options.task or "semantic"
-    if options.task is None and not given and looks_like_objects(readable):
+    if options.task is None and not given and not annotated and looks_like_objects(readable):
         task = "instance"
         notes.append("label values count objects (many, different in each image): task instance; else --task semantic")
     label_values = _complete(given, readable) if given else None

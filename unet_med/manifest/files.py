@@ -14,7 +14,7 @@ from unet_med.errors import InputRefusedError, MachineError, UsageError
 from unet_med.identity import safe_name, stem_of, unique_ids, write_private_table
 from unet_med.io.cases import Case
 from unet_med.io.discover import restore_ref
-from unet_med.io.source import SourceRef
+from unet_med.io.source import DICOM_KINDS, SourceRef
 from unet_med.manifest.folds import assign_folds
 from unet_med.manifest.model import Finding, LazyHashes, Manifest, ManifestCase, Split
 
@@ -97,12 +97,13 @@ def _tensor_size(manifest: Manifest) -> str:
 
 
 def _entry(case: ManifestCase, folder: Path, table: dict[str, list[str]]) -> dict[str, Any]:
-    clinical = any(source.kind == "dicom" for source in case.case.sources)
+    label = case.case.label
+    clinical = any(source.kind in DICOM_KINDS for source in (*case.case.sources, *([] if label is None else [label])))
     names = [f"{case.id}-image{number}" if clinical else "" for number in range(len(case.case.sources))]
     images = [_pointer(source, folder, table, name) for source, name in zip(case.case.sources, names, strict=True)]
     entry: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
-    if case.case.label is not None:
-        entry["label"] = _pointer(case.case.label, folder, table, f"{case.id}-label" if clinical else "")
+    if label is not None:
+        entry["label"] = _pointer(label, folder, table, f"{case.id}-label" if clinical else "")
     entry["id"] = case.id
     if case.fold is not None:
         entry["fold"] = case.fold
@@ -111,7 +112,7 @@ def _entry(case: ManifestCase, folder: Path, table: dict[str, list[str]]) -> dic
     if case.case.frame is not None:
         entry["frame"] = case.case.frame
     read = {"image": [dict(source.read_as) for source in case.case.sources]}
-    label_read = dict(case.case.label.read_as) if case.case.label is not None else {}
+    label_read = dict(label.read_as) if label is not None else {}
     if any(read["image"]) or label_read:
         entry["read"] = {**read, "label": label_read}
     return entry
@@ -119,7 +120,7 @@ def _entry(case: ManifestCase, folder: Path, table: dict[str, list[str]]) -> dic
 
 def _pointer(source: SourceRef, folder: Path, table: dict[str, list[str]], private: str) -> str:
     """Path of a file, or its key in the private table: all files of a DICOM case have names that may be a patient's."""
-    if source.kind == "dicom":
+    if source.kind in DICOM_KINDS:
         key = _DICOM + source.id
     elif private:
         key = _PRIVATE + private

@@ -57,10 +57,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What was paired and what is left over, each with a reason."""
+    """What was paired, what is left over, each with a reason, and what a person should know."""
 
     pairs: tuple[Pair, ...]
     left_over: tuple[tuple[str, str], ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

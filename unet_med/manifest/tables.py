@@ -150,7 +150,19 @@ def parse_label_names(text: str | None) -> dict[int, str]:
     return names
 
 
-def _assignments(text: str | None, option: str, example: str, *, numbers: bool) -> list[tuple[str, str]]:
+def parse_label_list(text: str | None) -> list[tuple[int, str]]:
+    """Reads ``"1=liver,1=hepar,0=couch,0=*"`` into (value, name): several names may mean one value."""
+    example = "1=liver,2=tumour,0=couch"
+    pairs = _assignments(text, "--label-names", example, numbers=False, repeats=True)
+    names = [name.lower() for _, name in pairs]
+    if len(set(names)) < len(names) or "" in names:
+        raise UsageError("a name is listed twice, or missing", "--label-names", f"write it like {example}")
+    return [(int(value), name) for value, name in pairs]
+
+
+def _assignments(
+    text: str | None, option: str, example: str, *, numbers: bool, repeats: bool = False
+) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     for part in (text or "").split(","):
         if not part.strip():
@@ -159,6 +171,6 @@ def _assignments(text: str | None, option: str, example: str, *, numbers: bool) 
         if not separator or not left.isdecimal() or (numbers and not right.isdecimal()):
             raise UsageError(f"cannot read {part.strip()!r}", option, f"write it like {example}")
         pairs.append((left, right))
-    if len({left for left, _ in pairs}) < len(pairs):
+    if not repeats and len({left for left, _ in pairs}) < len(pairs):
         raise UsageError("a value is named twice", option, f"write it like {example}")
     return pairs
