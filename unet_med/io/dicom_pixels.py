@@ -1,18 +1,38 @@
-"""Pixels of one DICOM slice as real values: decoded by pydicom, rescaled, MONOCHROME1 turned, padding found."""
+"""Pixels of DICOM slices as real values: read or decoded, rescaled, MONOCHROME1 turned, padding found.
+
+Uncompressed pixels are taken straight out of the file: a walk of our own through the header finds them and the few
+values that give them their meaning. Compressed frames go to the decoder process
+(:mod:`unet_med.io.dicom_decoding`), several at a time. pydicom helps with headers that the walk does not follow, and
+with modality lookup tables.
+"""
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
+import io
+import os
+import struct
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError
-from unet_med.io.dicom_headers import NATIVE_SYNTAXES
+from unet_med.io import dicom_decoding as decoding
+from unet_med.io import dicom_walker as walker
+from unet_med.io.dicom_headers import (
+    DEFLATED,
+    EXPLICIT_BIG,
+    EXPLICIT_LITTLE,
+    IMPLICIT_LITTLE,
+    NATIVE_SYNTAXES,
+    open_elements,
+)
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -20,16 +40,34 @@ if TYPE_CHECKING:
 INVERTED_MODALITIES = frozenset({"CR", "DX", "MG", "RG", "PX", "IO", "XA", "RF"})
 """Projections, whose MONOCHROME1 pixels are turned so that more signal is brighter."""
 
-_PADDING_VALUE, _PADDING_LIMIT = 0x00280120, 0x00280121
-_PIXEL_TAGS: list[int] = [
-    *(0x00080060, 0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010, 0x00280011, 0x00280100, 0x00280101),
-    *(0x00280102, 0x00280103, _PADDING_VALUE, _PADDING_LIMIT, 0x00281052, 0x00281053, 0x00283000),
-    *(0x7FE00001, 0x7FE00002, 0x7FE00008, 0x7FE00009, 0x7FE00010),
-]
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
 
-
-_JPEG = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
-_PILLOW_JPEG_BITS = 8
+_MODALITY, _SAMPLES, _PHOTOMETRIC, _FRAMES = 0x00080060, 0x00280002, 0x00280004, 0x00280008
+_ROWS, _COLUMNS, _ALLOCATED, _STORED = 0x00280010, 0x00280011, 0x00280100, 0x00280101
+_HIGH, _SIGNED = 0x00280102, 0x00280103
+_PADDING_VALUE, _PADDING_LIMIT, _INTERCEPT, _SLOPE = 0x00280120, 0x00280121, 0x00281052, 0x00281053
+_LOOKUP, _FRAME_GROUPS, _SHARED_GROUPS = 0x00283000, 0x52009230, 0x52009229
+_EXTENDED_OFFSETS, _FLOATS, _DOUBLES, _PIXELS = 0x7FE00001, 0x7FE00008, 0x7FE00009, 0x7FE00010
+_WANTED = frozenset(
+    {
+        *(_MODALITY, _SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _ALLOCATED, _STORED, _HIGH, _SIGNED),
+        *(_PADDING_VALUE, _PADDING_LIMIT, _INTERCEPT, _SLOPE, _EXTENDED_OFFSETS),
+    }
+)
+_NOTED = frozenset({_LOOKUP, _FRAME_GROUPS, _SHARED_GROUPS})
+_SYNTAXES = {
+    walker.EXPLICIT: EXPLICIT_LITTLE,
+    walker.IMPLICIT: IMPLICIT_LITTLE,
+    walker.EXPLICIT_BIG: EXPLICIT_BIG,
+}
+_META_SYNTAX = 0x00020010
+_MOST_VALUE = 16 * 1024 * 1024
+_MOST_BYTES = 1 << 31
+_AHEAD = 6
+_SCAN_AGAIN = "scan the folder again"
+_COPY_AGAIN = "copy the series again from its origin"
+_EXPORT_AGAIN = "export the series again from the archive or the scanner"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,53 +80,24 @@ class Slice:
     """
 
     values: npt.NDArray[np.float32]
-    padding: npt.NDArray[np.bool_] | None
+    padding: Mask | None
 
 
 @lru_cache(maxsize=64)
 def missing_decoder(syntax: str, bits: int = 8) -> str:
-    """Returns the name of a transfer syntax that nothing installed here can decode; empty when one can.
+    """Returns the name of a transfer syntax that nothing installed here can decode; empty when something can.
 
     Args:
         syntax: Its UID.
-        bits: Bits stored in a pixel; Pillow alone does not decode JPEG of more than 8.
+        bits: Bits stored in a pixel; not every library decodes JPEG of more than 8.
     """
-    if syntax in NATIVE_SYNTAXES:
+    if syntax in NATIVE_SYNTAXES or decoding.decoders(syntax, bits):
         return ""
-    from pydicom.pixels.decoders.base import get_decoder
+    if not decoding.is_known(syntax):
+        return "an unknown transfer syntax"
     from pydicom.uid import UID
 
-    uid = UID(syntax)
-    try:
-        decoder = get_decoder(uid)
-    except NotImplementedError:
-        return uid.name if uid.name != syntax else "an unknown transfer syntax"
-    plugins = set(decoder.available_plugins) - ({"pillow"} if bits > _PILLOW_JPEG_BITS and syntax in _JPEG else set())
-    return "" if plugins else uid.name
-
-
-def read_slice(path: Path) -> Slice:
-    """Reads and decodes one single-frame file.
-
-    Raises:
-        InputRefusedError: The file holds no single grey picture any more.
-        Exception: Whatever the decoder raises on damaged pixels.
-    """
-    from pydicom import dcmread
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's texts may quote values of the header
-        dataset = dcmread(path, force=True, specific_tags=_PIXEL_TAGS)
-        _complete_meta(dataset)
-        stored = np.asarray(dataset.pixel_array)
-        if stored.ndim != 2:
-            raise InputRefusedError("the file holds no single grey picture", remedy="scan the folder again")
-        padding = _padding(dataset, stored)
-        values = _real(stored, dataset)
-        if turned(str(dataset.get("Modality", "")), str(dataset.PhotometricInterpretation)):
-            ends = _real(_stored_range(dataset, stored), dataset)
-            values = np.float32(ends[0]) + np.float32(ends[1]) - values
-    return Slice(np.asarray(values, dtype=np.float32), padding)
+    return str(UID(syntax).name)
 
 
 def turned(modality: str, photometric: str) -> bool:
@@ -96,68 +105,459 @@ def turned(modality: str, photometric: str) -> bool:
     return photometric == "MONOCHROME1" and modality in INVERTED_MODALITIES
 
 
-def _complete_meta(dataset: Dataset) -> None:
-    """Gives a file without a meta group the transfer syntax it was found to have."""
+def read_slice(path: Path, frame: int = 0) -> Slice:
+    """Reads and decodes one frame of a file; of a file of one frame, the only one.
+
+    Raises:
+        InputRefusedError: The file holds no such grey picture any more, or it cannot be decoded.
+        Exception: Whatever pydicom raises on a damaged header.
+    """
+    return next(read_slices([(path, frame)]))
+
+
+def read_slices(places: Iterable[tuple[Path, int]]) -> Generator[Slice, None, None]:
+    """Yields the slices at (file, frame), in this order; compressed ones are decoded some slices ahead.
+
+    Raises:
+        InputRefusedError: See :func:`read_slice`; the slice that was asked for next is meant.
+    """
+    with decoding.batch() as batch:
+        pending: deque[_Pending] = deque()
+        for path, frame in places:
+            pending.append(_begin(path, frame, batch))
+            if len(pending) > _AHEAD or not pending[0].decoding:
+                yield _finish(pending.popleft(), batch)
+        while pending:
+            yield _finish(pending.popleft(), batch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A slice on its way: ``stored`` words are at hand, or being decoded, or there is an ``error``."""
+
+    file: _PixelFile | None
+    frame: int
+    words: Array | None = None
+    error: Exception | None = None
+
+    @property
+    def decoding(self) -> bool:
+        return self.words is None and self.error is None
+
+
+def _begin(path: Path, frame: int, batch: decoding.Batch) -> _Pending:
+    """Reads a frame, and hands it to the decoder if it is compressed."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            pixels = _look(path, file)
+            pixels.check(frame)
+            if pixels.syntax in NATIVE_SYNTAXES:
+                return _Pending(pixels, frame, pixels.words(file, frame))
+            batch.submit(pixels.compressed(file, frame))
+            return _Pending(pixels, frame)
+    except Exception as error:  # noqa: BLE001 - raised when this slice's turn comes
+        return _Pending(None, frame, error=error)
+
+
+def _finish(one: _Pending, batch: decoding.Batch) -> Slice:
+    """Returns the real values of a slice."""
+    if one.error is not None:
+        raise one.error
+    if one.file is None:
+        raise InputRefusedError("the file holds no pixels", remedy=_SCAN_AGAIN)
+    return one.file.slice(batch.result() if one.words is None else one.words, one.frame)
+
+
+# ---- what the header says of the pixels ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _PixelFile:
+    """Where the pixels of a file are, and what its header says of them.
+
+    Attributes:
+        path: The file.
+        values: Elements of :data:`_WANTED` as they are stored.
+        noted: Which of :data:`_NOTED` the header has.
+        order: Byte order.
+        syntax: UID of the transfer syntax.
+        tag: Element of the pixels.
+        at: Where its value begins in the file, or in ``data``.
+        length: Bytes of the value; :data:`walker.UNDEFINED` where items hold compressed pixels.
+        swapped: Whether 8-bit pixels are stored in big-endian words.
+        data: The pixels, where they are not in the file as such (deflated), or were read already.
+        items: Where the items of compressed pixels begin (from ``at`` on) and their lengths, once they were listed.
+    """
+
+    path: Path
+    values: Mapping[int, bytes]
+    noted: frozenset[int]
+    order: str
+    syntax: str
+    tag: int
+    at: int
+    length: int
+    swapped: bool = False
+    data: bytes | None = None
+    items: list[tuple[int, int]] = field(default_factory=list)
+
+    # ---- values of the header
+
+    def text(self, tag: int) -> str:
+        return self.values.get(tag, b"").decode("latin-1").strip(" \0\t\r\n")
+
+    def short(self, tag: int, absent: int = 0) -> int:
+        value = self.values.get(tag, b"")
+        return int(struct.unpack_from(f"{self.order}H", value)[0]) if len(value) >= 2 else absent
+
+    def number(self, tag: int) -> float | None:
+        text = self.text(tag)
+        return float(text) if text else None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.short(_ROWS), self.short(_COLUMNS)
+
+    @property
+    def frames(self) -> int:
+        return int(self.number(_FRAMES) or 1)
+
+    @property
+    def bits_allocated(self) -> int:
+        return self.short(_ALLOCATED)
+
+    @property
+    def bits_stored(self) -> int:
+        return self.short(_STORED) or self.bits_allocated
+
+    @property
+    def signed(self) -> bool:
+        return bool(self.short(_SIGNED))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the words in the file."""
+        kind = "f" if self.tag != _PIXELS else "i" if self.signed else "u"
+        return np.dtype(f"{self.order}{kind}{self.bits_allocated // 8}")
+
+    def check(self, frame: int) -> None:
+        """Refuses what is no grey picture that can be read.
+
+        Raises:
+            InputRefusedError: It is none.
+        """
+        if self.short(_SAMPLES, 1) != 1 or not all(self.shape) or not 0 <= frame < self.frames:
+            raise InputRefusedError("the file holds no single grey picture", remedy=_SCAN_AGAIN)
+        allowed = {_FLOATS: (32,), _DOUBLES: (64,)}.get(self.tag, (8, 16, 32, 64))
+        if self.bits_allocated not in allowed or self.bits_stored > self.bits_allocated:
+            raise InputRefusedError(
+                f"pixels of {self.bits_allocated} bits ({self.bits_stored} stored) cannot be read",
+                remedy=_EXPORT_AGAIN,
+            )
+        if self.tag == _PIXELS and self.bits_stored <= self.short(_HIGH) < self.bits_allocated:
+            raise InputRefusedError("the pixels are not in the low bits of their words", remedy=_EXPORT_AGAIN)
+
+    # ---- stored words
+
+    def words(self, file: BinaryIO, frame: int) -> Array:
+        """Returns the words (rows, columns) of an uncompressed frame, all bits allocated.
+
+        Raises:
+            InputRefusedError: The file ends before.
+        """
+        rows, columns = self.shape
+        size = rows * columns * self.dtype.itemsize
+        start = frame * size
+        if self.length == walker.UNDEFINED or start + size > self.length or size > _MOST_BYTES:
+            raise InputRefusedError("the pixels are fewer than the header says", remedy=_COPY_AGAIN)
+        data = self.part(file, start, size + size % 2 if self.swapped else size)
+        words = np.frombuffer(data, dtype="u1") if self.swapped else np.frombuffer(data, dtype=self.dtype)
+        if self.swapped:
+            words = words.reshape(-1, 2)[:, ::-1].reshape(-1)[: rows * columns].view(self.dtype)
+        return words.reshape(rows, columns)
+
+    def part(self, file: BinaryIO, start: int, size: int) -> bytes:
+        """Returns ``size`` bytes of the value of the pixels.
+
+        Raises:
+            InputRefusedError: The file ends before.
+        """
+        if self.data is not None:
+            data = self.data[self.at + start : self.at + start + size]
+        else:
+            file.seek(self.at + start)
+            data = file.read(size)
+        if len(data) < size:
+            raise InputRefusedError("the file is truncated", remedy=_COPY_AGAIN)
+        return data
+
+    def compressed(self, file: BinaryIO, frame: int) -> decoding.Frame:
+        """Returns a compressed frame.
+
+        Raises:
+            InputRefusedError: The items that hold it do not tell where it is.
+        """
+        rows, columns = self.shape
+        if not self.items:
+            self.items.extend(_items(self, file))
+        data = b"".join([self.part(file, start, size) for start, size in _items_of(self, file, frame)])
+        return decoding.Frame(self.syntax, rows, columns, self.bits_allocated, self.bits_stored, self.signed, data)
+
+    # ---- real values
+
+    def slice(self, words: Array, frame: int) -> Slice:
+        """Returns the real values of words (rows, columns)."""
+        stored = self._without_unused_bits(words)
+        padding = self._padding(stored, words)
+        values = self._real(stored, frame)
+        if turned(self.text(_MODALITY), self.text(_PHOTOMETRIC)):
+            ends = self._real(self._range(stored.dtype), frame)
+            values = np.float32(ends[0]) + np.float32(ends[1]) - values
+        return Slice(values, padding)
+
+    def _without_unused_bits(self, words: Array) -> Array:
+        """Returns the values of Bits Stored; what lies above is no part of them."""
+        unused = self.bits_allocated - self.bits_stored
+        if unused <= 0 or words.dtype.kind == "f" or self.syntax not in NATIVE_SYNTAXES:
+            return words
+        return (words << unused) >> unused if self.signed else words & ((1 << self.bits_stored) - 1)
+
+    def _real(self, stored: Array, frame: int) -> npt.NDArray[np.float32]:
+        """Applies the modality's lookup table, or slope and intercept in float64."""
+        if _LOOKUP in self.noted:
+            return _looked_up(self.path, stored)
+        slope, intercept = self._rescale(frame)
+        if slope is None and intercept is None:
+            return stored.astype(np.float32)
+        factor, offset = 1.0 if slope is None else slope, intercept or 0.0
+        if not (abs(factor) > 0 and np.isfinite(factor) and np.isfinite(offset)):
+            raise InputRefusedError("the rescale slope or intercept is no usable number", remedy=_EXPORT_AGAIN)
+        if factor == 1 and offset == int(offset) and abs(offset) < 1 << 23 and stored.dtype.itemsize <= 2:
+            return np.add(stored, np.float32(offset), dtype=np.float32)  # exact: every number has 24 bits at most
+        values = np.multiply(stored, np.float64(factor), dtype=np.float64)
+        values += offset
+        return values.astype(np.float32)
+
+    def _rescale(self, frame: int) -> tuple[float | None, float | None]:
+        """Returns slope and intercept of a frame."""
+        if self.noted & {_FRAME_GROUPS, _SHARED_GROUPS}:
+            from unet_med.io.dicom_multiframe import frame_rescales
+
+            rescales = frame_rescales(self.path)
+            own = rescales[frame] if frame < len(rescales) else None
+            if own is not None:
+                return own
+        return self.number(_SLOPE), self.number(_INTERCEPT)
+
+    def _range(self, dtype: np.dtype[Any]) -> Array:
+        """Returns the smallest and largest value that the pixels could store."""
+        if dtype.kind == "f":
+            raise InputRefusedError("a MONOCHROME1 picture of floating-point values", remedy=_EXPORT_AGAIN)
+        half = 1 << (self.bits_stored - 1)
+        return np.array([-half, half - 1] if self.signed else [0, 2 * half - 1], dtype=dtype)
+
+    def _padding(self, stored: Array, words: Array) -> Mask | None:
+        """Returns where the stored values are padding, compared in the pixels' own type."""
+        first = self._padding_number(_PADDING_VALUE)
+        if first is None or stored.dtype.kind == "f":
+            return None
+        limit = self._padding_number(_PADDING_LIMIT)
+        low, high = sorted((first, first if limit is None else limit))
+        smallest, largest = map(int, self._range(np.dtype(np.int64 if self.signed else np.uint64)))
+        if low < smallest or high > largest:
+            # The padding uses bits above Bits Stored. Compressed pixels have none: it cannot occur there.
+            stored = words
+        info = np.iinfo(stored.dtype)
+        if high < info.min or low > info.max:
+            return None
+        low, high = max(low, int(info.min)), min(high, int(info.max))
+        mask: Mask = stored == low if low == high else (stored >= low) & (stored <= high)
+        return mask if mask.any() else None
+
+    def _padding_number(self, tag: int) -> int | None:
+        """Returns a padding value as the pixels would store it, whatever VR its writer chose."""
+        raw = self.values.get(tag, b"")
+        if not raw:
+            return None
+        number = int.from_bytes(raw[:2], "little" if self.order == "<" else "big")
+        bits = min(16, self.bits_allocated)
+        number &= (1 << bits) - 1
+        return number - (1 << bits) if self.signed and number >> (bits - 1) else number
+
+
+_last: dict[tuple[Path, int, int], _PixelFile] = {}
+"""The last file of several frames, for its next frame."""
+
+
+def _look(path: Path, file: BinaryIO) -> _PixelFile:
+    """Returns where the pixels of a file are.
+
+    Raises:
+        InputRefusedError: There are none.
+    """
+    status = os.fstat(file.fileno())
+    key = path, status.st_mtime_ns, status.st_size
+    if (known := _last.get(key)) is not None:
+        return known
+    try:
+        found = _walk(path, file, status.st_size)
+    except (walker.UnusualError, struct.error):
+        found = _ask_pydicom(path)
+    except walker.NeedMoreError:
+        raise InputRefusedError("the file is truncated", remedy=_COPY_AGAIN) from None
+    if found is None:
+        raise InputRefusedError("the file holds no pixels", remedy=_SCAN_AGAIN)
+    if found.frames > 1:
+        _last.clear()
+        _last[key] = found
+    return found
+
+
+def _walk(path: Path, file: BinaryIO, size: int) -> _PixelFile | None:
+    """Goes through the elements up to the pixels."""
+    window = walker.Window(file, size, file.read(walker.CHUNK))
+    values: dict[int, bytes] = {}
+    noted: set[int] = set()
+    meta: dict[int, bytes] = {}
+    index, encoding = open_elements(window, meta)
+    syntax = meta.get(_META_SYNTAX, b"").decode("latin-1").strip(" \0\t\r\n") or _SYNTAXES[encoding]
+    items_without_vr = walker.without_vr(encoding)
+    data = window.data
+    while True:
+        if index + 12 > len(data):
+            data, index = window.forward(index), 0
+            if not data:
+                return None
+        tag, vr, length, value = walker.element(data, index, encoding)
+        if tag in (_PIXELS, _FLOATS, _DOUBLES):
+            swapped = encoding.order == ">" and vr == b"OW"
+            at, inflated = window.at + value, None
+            if syntax == DEFLATED:
+                if length > _MOST_BYTES:
+                    raise InputRefusedError("the pixels are more than fit into memory", remedy=_COPY_AGAIN)
+                at, inflated = 0, bytes(window.forward(value, length)[:length])
+            pixels = _PixelFile(
+                *(path, values, frozenset(noted), encoding.order, syntax, tag, at, length), data=inflated
+            )
+            return _with_swap(pixels) if swapped else pixels
+        if tag in _NOTED and length:
+            noted.add(tag)
+        if length == walker.UNDEFINED:
+            index = walker.pass_sequence(window, value, items_without_vr if vr == b"UN" else encoding)
+            data = window.data
+            continue
+        index = value + length
+        if tag in _WANTED and length <= _MOST_VALUE:
+            if index > len(data):
+                data, value, index = window.forward(value, length), 0, length
+                if length > len(data):
+                    raise walker.NeedMoreError
+            values[tag] = data[value:index]
+
+
+def _with_swap(pixels: _PixelFile) -> _PixelFile:
+    """Notes that bytes are stored in words of two, where that turns them round."""
+    return replace(pixels, swapped=pixels.bits_allocated == 8)
+
+
+def _ask_pydicom(path: Path) -> _PixelFile | None:
+    """Reads the same with pydicom, whole: files that the walk does not follow."""
+    from pydicom.dataelem import RawDataElement
+
+    tags = [*_WANTED, *_NOTED, _FLOATS, _DOUBLES, _PIXELS]
+    with _pydicom_reading(path, tags) as dataset:
+        values: dict[int, bytes] = {}
+        for tag in _WANTED:
+            element: Any = dataset.get_item(tag)
+            if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+                values[tag] = element.value
+        noted = frozenset(tag for tag in _NOTED if tag in dataset)
+        pixels: Any = next((dataset.get_item(tag) for tag in (_PIXELS, _FLOATS, _DOUBLES) if tag in dataset), None)
+        syntax = str(dataset.file_meta.TransferSyntaxUID)
+        little = bool(dataset.original_encoding[1])
+    if not isinstance(pixels, RawDataElement) or not isinstance(pixels.value, bytes):
+        return None
+    data = pixels.value
+    length = len(data) if syntax in NATIVE_SYNTAXES else walker.UNDEFINED
+    order = "<" if little else ">"
+    found = _PixelFile(path, values, noted, order, syntax, int(pixels.tag), 0, length, data=data)
+    return _with_swap(found) if not little and pixels.VR == "OW" else found
+
+
+@contextmanager
+def _pydicom_reading(path: Path, tags: list[int]) -> Iterator[Dataset]:
+    """Gives a file as pydicom reads it; whatever goes wrong there refuses it."""
+    from pydicom import dcmread
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    if "TransferSyntaxUID" in dataset.file_meta:
-        return
-    implicit, little = dataset.original_encoding
-    explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    from unet_med.io.dicom_items import reading
+
+    if path.stat().st_size > _MOST_BYTES:
+        raise InputRefusedError("an irregular file is too large to be read", remedy=_EXPORT_AGAIN)
+    with reading("the file cannot be read"):
+        dataset = dcmread(io.BytesIO(path.read_bytes()), force=True, specific_tags=list(tags))
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            implicit, little = dataset.original_encoding
+            explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+        yield dataset
 
 
-def _real(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.float32]:
-    """Applies the modality LUT, or slope and intercept in float64."""
-    if dataset.get("ModalityLUTSequence"):
-        from pydicom.pixels.processing import apply_rescale
+def _looked_up(path: Path, stored: Array) -> npt.NDArray[np.float32]:
+    """Applies the modality lookup table of a file."""
+    from pydicom.pixels.processing import apply_rescale
 
+    with _pydicom_reading(path, [_LOOKUP, _SIGNED, _INTERCEPT, _SLOPE]) as dataset:
         return np.asarray(apply_rescale(stored, dataset), dtype=np.float32)
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    if slope in (None, "") and intercept in (None, ""):
-        return stored.astype(np.float32)
-    factor = 1.0 if slope in (None, "") else float(slope)
-    offset = 0.0 if intercept in (None, "") else float(intercept)
-    return np.asarray(stored * np.float64(factor) + np.float64(offset), dtype=np.float32)
 
 
-def _stored_range(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Returns the smallest and largest value that the pixels could store."""
-    bits = int(dataset.BitsStored)
-    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if dataset.PixelRepresentation else (0, (1 << bits) - 1)
-    return np.array([low, high], dtype=stored.dtype)
+# ---- the items that hold compressed frames ---------------------------------------------------------------------------
 
 
-def _padding(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-    """Returns where the stored values are padding, compared in the pixels' own type."""
-    if stored.dtype.kind == "f":
-        return None
-    first = _padding_number(dataset, _PADDING_VALUE)
-    if first is None:
-        return None
-    limit = _padding_number(dataset, _PADDING_LIMIT)
-    low, high = sorted((first, first if limit is None else limit))
-    info = _stored_range(dataset, stored)
-    compared = stored.astype(np.int64)
-    if (low < info[0] or high > info[1]) and str(dataset.file_meta.TransferSyntaxUID) in NATIVE_SYNTAXES:
-        from pydicom.pixels.utils import pixel_array
+def _items(pixels: _PixelFile, file: BinaryIO) -> list[tuple[int, int]]:
+    """Returns where the items of compressed pixels begin and their lengths; the first is the table of offsets.
 
-        # The padding uses bits above Bits Stored, which decoding has cleared.
-        compared = np.asarray(pixel_array(dataset, raw=True, correct_unused_bits=False)).astype(np.int64)
-    mask: npt.NDArray[np.bool_] = (compared >= low) & (compared <= high)
-    return mask if mask.any() else None
+    Raises:
+        InputRefusedError: They do not end within the file.
+    """
+    end = (len(pixels.data) if pixels.data is not None else os.fstat(file.fileno()).st_size) - pixels.at
+    if pixels.length != walker.UNDEFINED:
+        end = min(end, pixels.length)
+    found: list[tuple[int, int]] = []
+    at = 0
+    while at + 8 <= end:
+        group, element, length = walker.IMPLICIT.without_vr.unpack(pixels.part(file, at, 8))
+        tag = group << 16 | element
+        at += 8
+        if tag == walker.SEQUENCE_END:
+            break
+        if tag != walker.ITEM or at + length > end:
+            raise InputRefusedError("the compressed pixels are truncated", remedy=_COPY_AGAIN)
+        found.append((at, length))
+        at += length
+    if len(found) < 2:
+        raise InputRefusedError("the file holds no compressed pixels", remedy=_COPY_AGAIN)
+    return found
 
 
-def _padding_number(dataset: Dataset, tag: int) -> int | None:
-    """Returns a padding value as the pixels would store it, whatever VR its writer chose."""
-    element = dataset.get_item(tag)
-    raw = getattr(element, "value", None)
-    if raw is None or raw == b"" or raw == "":
-        return None
-    if isinstance(raw, bytes):
-        number = int.from_bytes(raw[:2], "little" if dataset.original_encoding[1] else "big")
-    else:
-        number = int(raw) & 0xFFFF
-    bits = min(16, int(dataset.BitsAllocated))
-    number &= (1 << bits) - 1
-    return number - (1 << bits) if dataset.PixelRepresentation and number >> (bits - 1) else number
+def _items_of(pixels: _PixelFile, file: BinaryIO, frame: int) -> list[tuple[int, int]]:
+    """Returns the items of one frame.
+
+    Raises:
+        InputRefusedError: Neither the number of items nor a table of offsets tells which they are.
+    """
+    table, *fragments = pixels.items
+    if pixels.frames == 1:
+        return fragments
+    if len(fragments) == pixels.frames:
+        return [fragments[frame]]
+    offsets: tuple[int, ...] = ()
+    if extended := pixels.values.get(_EXTENDED_OFFSETS):
+        offsets = struct.unpack(f"<{len(extended) // 8}Q", extended[: len(extended) // 8 * 8])
+    elif table[1]:
+        offsets = struct.unpack(f"<{table[1] // 4}L", pixels.part(file, table[0], table[1] // 4 * 4))
+    numbers = {start - fragments[0][0]: number for number, (start, _) in enumerate(fragments)}
+    if len(offsets) != pixels.frames or any(offset not in numbers for offset in offsets):
+        raise InputRefusedError("the file does not tell where its frames begin", remedy=_EXPORT_AGAIN)
+    bounds = [*(numbers[offset] for offset in offsets), len(fragments)]
+    return fragments[bounds[frame] : bounds[frame + 1]]
