@@ -175,7 +175,7 @@ def _stored_slice(ref: SourceRef, layout: SliceLayout) -> npt.NDArray[Any]:
     from unet_med.io.dicom_pixels import read_slice
 
     stored = layout.slices[len(layout.slices) // 2]
-    one = read_slice(ref.files[stored.file])
+    one = read_slice(ref.files[stored.file], stored.frame)
     values = one.values.copy()
     if one.padding is not None and not one.padding.all():
         values[one.padding] = values[~one.padding].min()

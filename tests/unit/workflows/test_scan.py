@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+import os
+import stat
 from pathlib import Path
 
+import dicom_writer as w
 import numpy as np
 import pytest
 import tifffile
 
+from unet_med import cli
 from unet_med.errors import NothingUsableError
 from unet_med.workflows.scan import scan
-
-_SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[2] / "dicom_writer.py")
-w = importlib.util.module_from_spec(_SPEC)
-sys.modules["dicom_writer"] = w
-_SPEC.loader.exec_module(w)
 
 
 def test_json_is_what_the_contract_says(tmp_path: Path) -> None:
@@ -39,6 +36,40 @@ def test_json_is_what_the_contract_says(tmp_path: Path) -> None:
     assert second["spacing_mm"] is second["affine"] is second["orientation"] is None
     assert second["channels"] == 3
     assert any("usable" in line and "0.8 x 1.25 x 2.5" in line for line in outcome.lines)
+
+
+def test_lines_fit_and_reasons_are_grouped(tmp_path: Path) -> None:
+    for number in range(5):
+        name = f"a_very_long_name_of_a_file_that_nobody_would_choose_but_a_scanner_{number}.tif"
+        tifffile.imwrite(tmp_path / name, np.zeros((3, 9, 11), dtype=np.uint8), photometric="minisblack")
+    w.write(tmp_path / "s", w.Series().slices())
+    outcome = scan(tmp_path)
+    assert max(map(len, outcome.lines)) <= 120
+    refusals = [line for line in outcome.lines if line.startswith("refused")]
+    assert len(refusals) == 1
+    assert "refused 5 sources (a_very_long" in refusals[0]
+    rows = [line for line in outcome.lines if "3 x 9 x 11" in line]
+    assert len(set(rows[:5])) == 5  # names that are cut can be told apart
+    (group,) = outcome.result["summary"]["reasons"]
+    assert len(group["ids"]) == 5
+    assert outcome.result["summary"]["modalities"] == {"CT": 1}
+    assert outcome.result["summary"]["kinds"] == {"dicom": 1, "tiff": 5}
+    assert outcome.lines[-1] == "1 usable, 5 refused, 0 skipped"
+
+
+def test_the_table_of_files_lies_beside_the_json_for_this_user_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    w.write(tmp_path / "in", w.Series().slices())
+    target = tmp_path / "out" / "scan.json"
+    assert cli.main(["scan", str(tmp_path / "in"), "--json", str(target)]) == 0
+    table = target.with_name("scan.json.sources.json")
+    assert sorted(target.parent.iterdir()) == [target, table]
+    (files,) = json.loads(table.read_text(encoding="utf-8")).values()
+    assert sorted(one["file"] for one in files) == sorted(map(str, (tmp_path / "in").iterdir()))
+    if os.name != "nt":
+        assert stat.S_IMODE(table.stat().st_mode) == 0o600
+    assert str(tmp_path) not in target.read_text(encoding="utf-8") + capsys.readouterr().out
 
 
 def test_exit_codes(tmp_path: Path) -> None:
