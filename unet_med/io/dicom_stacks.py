@@ -473,8 +473,11 @@ def _planes(along: FloatArray, origin: float, options: IntakeOptions) -> _Planes
     heights = np.concatenate([[0.0], np.cumsum(multiples)])
     step = float(along[-1] / heights[-1])
     away = float(np.abs(along - step * heights).max())
-    if (np.abs(steps - multiples * common) > tolerance * multiples).any() or away > max(
-        STEP_TOLERANCE_MM, PLACE_TOLERANCE * common
+    agreeing = int((np.abs(steps - common) <= tolerance).sum())
+    if (
+        (np.abs(steps - multiples * common) > tolerance * multiples).any()
+        or away > max(STEP_TOLERANCE_MM, PLACE_TOLERANCE * common)
+        or (len(steps) > 2 and agreeing < max(2, len(steps) / 3))
     ):
         return _resampled(along, origin, common, options)
     count = int(heights[-1]) + 1
@@ -502,6 +505,8 @@ def _resampled(along: FloatArray, origin: float, common: float, options: IntakeO
     uneven = origin + float(along[int(np.argmax(np.abs(steps - common)))])
     where = f"the most uneven step begins at {uneven:.2f} mm along the slice normal"
     tolerance = max(STEP_TOLERANCE_MM, STEP_TOLERANCE * common)
+    if 2 * int((np.abs(steps - common) <= tolerance).sum()) < len(steps):
+        common = float(np.median(steps))
     gaps = int((steps >= 2 * common - tolerance).sum())
     if not options.resample_slices:
         raise InputRefusedError(
@@ -513,13 +518,11 @@ def _resampled(along: FloatArray, origin: float, common: float, options: IntakeO
     if gaps and not options.allow_gaps:
         wide = "step is" if gaps == 1 else "steps are"
         raise InputRefusedError(
-            f"{what}, and {gaps} {wide} at least twice the commonest one of {common:.3f} mm: slices may be missing",
+            f"{what}, and {gaps} {wide} at least twice the usual one of {common:.3f} mm: slices may be missing",
             where,
             "add the missing files, or interpolate over gaps too with --allow-gaps",
         )
-    agreeing = int((np.abs(steps - common) <= tolerance).sum())
-    wanted = common if 2 * agreeing >= len(steps) else float(np.median(steps))
-    count = max(round(float(along[-1]) / wanted), 1) + 1
+    count = max(round(float(along[-1]) / common), 1) + 1
     _check_density(count, len(along), where)
     step = float(along[-1]) / (count - 1)
     note = (

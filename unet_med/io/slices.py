@@ -51,10 +51,13 @@ class Regrid:
     shape: tuple[int, int, int]
 
     def neighbours(self, plane: int) -> tuple[int, int, float]:
-        """Returns the stored slices below and above a plane of the grid and the weight of the upper one, 0 to 1."""
+        """Returns the stored slices below and above a plane of the grid and the weight of the upper one, 0 to 1.
+
+        Where a slice lies in the plane, it is the lower one and the weight is 0.
+        """
         heights = [origin[2] for origin in self.origins]
-        above = min(int(np.searchsorted(heights, plane, side="right")), len(heights) - 1)
-        below = max(above - 1, 0)
+        next_one = int(np.searchsorted(heights, plane, side="right"))
+        below, above = max(next_one - 1, 0), min(next_one, len(heights) - 1)
         gap = heights[above] - heights[below]
         weight = 0.0 if gap <= 0 else min(max((plane - heights[below]) / gap, 0.0), 1.0)
         return below, above, weight
