@@ -432,7 +432,8 @@ def _patient_and_study(source: SourceSeries) -> dict[str, str]:
     """Returns the attributes of patient and study by keyword."""
     if source.export.options.deidentify:
         values = dict.fromkeys((*_PATIENT, *_STUDY), "")
-        values["PatientID"] = values["PatientName"] = pseudonym(source)
+        values["PatientID"] = pseudonym(source)
+        values["PatientName"] = f"Anonymous^{values['PatientID']}"
         return values
     header = source.header
     values = {keyword: _valid(header, keyword) for keyword in (*_PATIENT, *_STUDY)}

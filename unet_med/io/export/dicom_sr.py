@@ -33,7 +33,7 @@ from unet_med.io.export.dicom_base import (
     today,
 )
 from unet_med.io.export.mask import MaskExport
-from unet_med.labels import Code, Label
+from unet_med.labels import Code, Label, LabelCode
 from unet_med.version import __version__
 
 KIND = "dicom-sr"
@@ -157,6 +157,7 @@ def _group(source: SourceSeries, label: Label) -> Any:
         ),
         "finding_type": _code(code.type),
         "finding_category": _code(code.category),
+        "finding_sites": _sites(code),
         "algorithm_id": hd.sr.AlgorithmIdentification(
             name=MAKER,
             version=__version__,
@@ -181,6 +182,13 @@ def _group(source: SourceSeries, label: Label) -> Any:
         for number, image in enumerate(source.images)
     ]
     return hd.sr.MeasurementsAndQualitativeEvaluations(source_images=images, **common)
+
+
+def _sites(code: LabelCode) -> list[Any] | None:
+    """Returns where a finding lies, if its code names a side."""
+    if code.modifier is None:
+        return None
+    return [hd.sr.FindingSite(anatomic_location=_code(code.type), laterality=_code(code.modifier))]
 
 
 def _frames(source: SourceSeries, file: int) -> list[int] | None:
