@@ -16,6 +16,7 @@ import tifffile
 
 from unet_med.errors import MachineError, NothingUsableError, UsageError
 from unet_med.io import sinks
+from unet_med.io.export import nifti as nifti_export
 from unet_med.io.source import IntakeOptions
 from unet_med.workflows.convert import convert
 
@@ -148,7 +149,7 @@ def test_a_full_disk_keeps_what_was_finished(scans: Path, tmp_path: Path, monkey
         true_save(image, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sinks.nib, "save", full)
+        patch.setattr(nifti_export.nib, "save", full)
         with pytest.raises(MachineError, match="disk full"):
             convert(scans, out, INTAKE)
     done = {case["id"] for case in json.loads((out / "report.json").read_text())["cases"] if case["status"] == "done"}

@@ -28,7 +28,7 @@ from unet_med.inference import process
 from unet_med.inference.casework import do_case
 from unet_med.inference.predictor import Predictor
 from unet_med.inference.worker import CaseJob, Setup
-from unet_med.io import sinks
+from unet_med.io.export import nifti as nifti_export
 from unet_med.workflows import journal
 from unet_med.workflows import predict as predict_module
 from unet_med.workflows.predict import predict
@@ -456,7 +456,7 @@ def test_an_absent_device_leaves_no_folder(tiny_bundle, real_process, scans: Pat
 def test_a_full_disk_keeps_what_is_finished(
     tiny_bundle, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = sinks._save_nifti
+    save = nifti_export.save_nifti
 
     def full(part: Path, *rest: Any) -> None:
         if "bert" in part.name:
@@ -465,7 +465,7 @@ def test_a_full_disk_keeps_what_is_finished(
 
     model, out = str(tiny_bundle()), tmp_path / "masks"
     with monkeypatch.context() as patch:
-        patch.setattr(sinks, "_save_nifti", full)
+        patch.setattr(nifti_export, "save_nifti", full)
         with pytest.raises(MachineError, match="disk full"):
             predict(model, scans, out)
     assert {name: entry["status"] for name, entry in _report(out).items()} == {"anna": "done"}

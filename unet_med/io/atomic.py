@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,44 @@ def whole_file(path: Path, where: str) -> Iterator[Path]:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_files(paths: Sequence[Path], where: str) -> Iterator[list[Path]]:
+    """Yields temporary names for several files or folders; all get their names on success, none on any error.
+
+    What had one of these names before is replaced.
+
+    Raises:
+        MachineError: The disk is full or the folder cannot be written.
+    """
+    parts = [part_path(path) for path in paths]
+    shown: list[Path] = []
+    try:
+        with disk_errors(where):
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            yield parts
+            for part, path in zip(parts, paths, strict=True):
+                if path.is_dir():
+                    remove(path)
+                shown.append(path)
+                part.replace(path)
+    except BaseException:
+        for path in shown:
+            remove(path)
+        raise
+    finally:
+        for part in parts:
+            remove(part)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it; no error where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any], where: str) -> None:

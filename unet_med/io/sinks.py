@@ -1,12 +1,12 @@
 """Masks and images out: NIfTI where there is a place in space, ImageJ-readable TIFF elsewhere; read back before shown.
 
-A volume with a place becomes ``TARGET.nii.gz`` on exactly its source's grid. From a NIfTI source the header's forms,
-codes and units are carried unchanged (and no text of it); from everything else qform and sform are the same
-orthonormal matrix with code 1, in mm. Pictures, uncalibrated volumes and multi-frame sources become ``TARGET.tif``.
-Beside each lies ``TARGET.json``: labels, provenance and the result of the check.
+A volume with a place becomes ``TARGET.nii.gz`` on exactly its source's grid, and whatever other formats were asked for
+(:mod:`unet_med.io.export`). Pictures, uncalibrated volumes and multi-frame sources become ``TARGET.tif``. Beside them
+lies ``TARGET.json``: labels, provenance and the result of the checks.
 
-The check: the finished file is opened again, before it gets its name, by SimpleITK and nibabel (TIFF: by tifffile);
-shape, corners (1e-3 mm), every value and each label's centroid must be what was meant.
+Every file is written under a temporary name and opened again by another library; shape, corners (1e-3 mm), every
+value and each label's centroid, volume and place beside the others must be what was meant. Then all get their names:
+a mask is whole, in all formats, or nothing of it is there.
 """
 
 from __future__ import annotations
@@ -15,49 +15,74 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import SimpleITK
 import tifffile
 
 from unet_med.errors import InputRefusedError
-from unet_med.geometry import CORNER_TOLERANCE_MM, SHEAR_TOLERANCE, Geometry
-from unet_med.io.atomic import whole_file, write_json
+from unet_med.io.atomic import whole_file, whole_files, write_json
+from unet_med.io.export.formats import FORMATS, Format
+from unet_med.io.export.mask import ExportOptions, MaskExport
 from unet_med.io.export.measure import label_centroids
-from unet_med.io.nifti import NiftiSource, copy_forms, forms_agree
+from unet_med.io.export.nifti import NiftiPlace, check_nifti, same_values, save_nifti, unlike
+from unet_med.io.export.sidecars import RESEARCH_ONLY, label_entries, sidecar_content
 from unet_med.io.reading import FileSource, native, whole
 from unet_med.labels import LabelMap
-from unet_med.version import __version__
 from unet_med.volume import ImageSource, MaskSink, Region
 
-RESEARCH_ONLY = "Research use only"
+__all__ = ["RESEARCH_ONLY", "check_formats", "label_centroids", "open_mask_sink", "storable", "write_image"]
 
 _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
 _IMAGEJ_BYTES = 3 * 2**30
 """ImageJ's format ends at 4 GiB; beyond this the file is an OME-TIFF."""
 
-_NIFTI1_LONGEST = 32767
-_WORLD = "SimpleITK reads the place of this file by other rules: checked with nibabel alone"
-
 
 def open_mask_sink(
-    source: ImageSource, target: Path, labels: LabelMap, provenance: Mapping[str, Any] | None = None
+    source: ImageSource,
+    target: Path,
+    labels: LabelMap,
+    provenance: Mapping[str, Any] | None = None,
+    options: ExportOptions = ExportOptions(),  # noqa: B008
 ) -> MaskSink:
     """Returns where the mask of ``source`` is written.
 
     Args:
-        source: Gives the grid, and for NIfTI the header's forms.
+        source: Gives the grid, for NIfTI the header's forms, for DICOM the series that exports refer to.
         target: Output without suffix, for example ``OUT/case1``.
         labels: What the values mean; more than 255 labels make uint16.
         provenance: JSON-able; goes into the sidecar as it is.
+        options: Formats; a picture or an image without a place in space has only one, TIFF.
 
     Raises:
-        InputRefusedError: The grid is sheared and its source is no NIfTI file: such a mask would be read rotated.
+        InputRefusedError: A format cannot hold this image; or the grid is sheared and its source is no NIfTI file:
+            such a mask would be read rotated.
     """
+    check_formats(source, options)
     if _is_volume(source):
-        return NiftiMaskSink(source, target, labels, provenance)
+        return VolumeMaskSink(source, target, labels, provenance, options)
     return TiffMaskSink(source, target, labels, provenance)
+
+
+def check_formats(source: ImageSource, options: ExportOptions) -> None:
+    """Refuses an image that a format cannot hold, before anything is computed.
+
+    Raises:
+        InputRefusedError: naming the format.
+    """
+    for name in options.formats:
+        wanted = FORMATS[name]
+        if wanted.needs_volume and not _is_volume(source):
+            what = "a picture" if source.geometry.ndim == 2 else "a volume without a pixel size"
+            what = f"{what} of {source.frames} frames" if source.frames > 1 else what
+            raise InputRefusedError(
+                f"{name} cannot hold the mask of {what}", source.id, "leave --format out: such masks become TIFF"
+            )
+        if wanted.needs_dicom and MaskExport(source, np.zeros((1,), np.uint8), LabelMap(())).dicom is None:
+            raise InputRefusedError(
+                f"{name} refers to the slices of a DICOM series, and this image is none",
+                source.id,
+                "predict on the DICOM series itself, or ask for nifti or seg-nrrd",
+            )
 
 
 def write_image(
@@ -74,7 +99,7 @@ def write_image(
     writer = _write_volumes if source.geometry.ndim == 3 and source.geometry.is_calibrated else _write_picture
     files, checks = writer(source, target)
     sidecar = _sidecar(target)
-    content = _about(target.name, "image", source.geometry, files, provenance, checks)
+    content = sidecar_content(target.name, "image", source.geometry, files, provenance, checks)
     write_json(sidecar, content, source.id)
     return [*files, sidecar], checks
 
@@ -91,42 +116,16 @@ def _sidecar(target: Path) -> Path:
     return _named(target, ".json")
 
 
-def _about(
-    name: str,
-    kind: str,
-    geometry: Geometry,
-    files: list[Path],
-    provenance: Mapping[str, Any] | None,
-    checks: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Returns the content of a sidecar."""
-    spacing = geometry.spacing_mm
-    return {
-        "id": name,
-        "kind": kind,
-        "use": RESEARCH_ONLY,
-        "tool": "unet-med",
-        "version": __version__,
-        "files": [file.name for file in files],
-        "shape": list(geometry.shape),
-        "spacing_mm": None if spacing is None else list(spacing),
-        "affine": None if geometry.affine_4x4 is None else geometry.affine_4x4.tolist(),
-        "provenance": dict(provenance or {}),
-        "checks": dict(checks),
-    }
-
-
 # ---- masks --------------------------------------------------------------------------------------------------------
 
 
-class _FileMaskSink:
-    """Collects labels in memory (one byte for each voxel) and writes them on close."""
-
-    ending = ""
+class _MaskSink:
+    """Collects labels in memory (one byte for each voxel); files are written on close."""
 
     def __init__(
         self, source: ImageSource, target: Path, labels: LabelMap, provenance: Mapping[str, Any] | None
     ) -> None:
+        self.source = source
         self.id = source.id
         self.geometry = source.geometry
         self.target = target
@@ -155,6 +154,77 @@ class _FileMaskSink:
             self._labels = self._labels.astype(np.uint16 if highest < 2**16 else np.uint32)
         self._labels[frame][bounds] = labels
 
+    def abort(self) -> None:
+        """Forgets what was written; nothing of it was visible."""
+        self._labels = np.zeros((0,), dtype=np.uint8)
+
+    def _content(self, files: list[Path]) -> dict[str, Any]:
+        content = sidecar_content(self.target.name, "mask", self.geometry, files, self.provenance, self.checks)
+        return content | {"labels": label_entries(self.label_map)}
+
+
+class VolumeMaskSink(_MaskSink):
+    """The mask of one volume in every format that was asked for, and its sidecar."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        target: Path,
+        labels: LabelMap,
+        provenance: Mapping[str, Any] | None,
+        options: ExportOptions = ExportOptions(),  # noqa: B008
+    ) -> None:
+        NiftiPlace(source)  # refuses a sheared grid
+        super().__init__(source, target, options.labels or labels, provenance)
+        self.options = options
+        self.probabilities: npt.NDArray[np.float32] | None = None
+
+    def write_probabilities(self, probabilities: npt.NDArray[np.float32]) -> None:
+        """Takes the probability of each label, (labels, I, J, K) from 0 to 1, for formats that store it."""
+        self.probabilities = probabilities
+
+    def close(self) -> list[Path]:
+        """Writes and checks every format, then gives all files their names; returns them and their sidecar.
+
+        Raises:
+            MachineError: The disk is full.
+            InputRefusedError: A format cannot hold the mask, or a file does not read back as it was meant; no file
+                is left then.
+        """
+        export = MaskExport(
+            self.source, self._labels[0], self.label_map, self.provenance or {}, self.options, self.probabilities
+        )
+        formats = [FORMATS[name] for name in self.options.formats]
+        paths = [_named(self.target, one.ending) for one in formats]
+        with whole_files([*paths, _sidecar(self.target)], self.id) as parts:
+            records = {one.name: _written(one, export, part) for one, part in zip(formats, parts, strict=False)}
+            self.checks |= _flat(records.get("nifti", {})) | {"passed": True, "formats": records}
+            write_json(parts[-1], self._content(paths), self.id)
+        return [*paths, _sidecar(self.target)]
+
+    def abort(self) -> None:
+        """Forgets what was written; nothing of it was visible."""
+        super().abort()
+        self.probabilities = None
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of NIfTI, the usual format, without looking into the formats."""
+    return {key: value for key, value in record.items() if key != "stamp"}
+
+
+def _written(wanted: Format, export: MaskExport, part: Path) -> dict[str, Any]:
+    """Writes one format under a temporary name and checks it; an error names the format."""
+    try:
+        wanted.write(export, part)
+        return wanted.check(part, export)
+    except InputRefusedError as error:
+        raise InputRefusedError(f"{wanted.name}: {error.what}", error.where, error.remedy) from error
+
+
+class TiffMaskSink(_MaskSink):
+    """The mask of a picture, an uncalibrated volume or several frames as label TIFF (YX, ZYX, TYX or TZYX)."""
+
     def close(self) -> list[Path]:
         """Writes, reads back, checks and renames; returns the mask and its sidecar.
 
@@ -162,193 +232,13 @@ class _FileMaskSink:
             MachineError: The disk is full.
             InputRefusedError: The file does not read back as it was meant; it is removed.
         """
-        path = _named(self.target, self.ending)
-        with whole_file(path, self.id) as part:
-            self._save(part)
-            self.checks.update(self._check(part))
-        sidecar = _sidecar(self.target)
-        content = _about(self.target.name, "mask", self.geometry, [path], self.provenance, self.checks)
-        content["labels"] = [
-            {"value": label.index, "name": label.name, "colour": list(label.colour)} for label in self.label_map.labels
-        ]
-        write_json(sidecar, content, self.id)
-        return [path, sidecar]
-
-    def abort(self) -> None:
-        """Forgets what was written; nothing of it was visible."""
-        self._labels = np.zeros((0,), dtype=np.uint8)
-
-    def _save(self, part: Path) -> None:
-        raise NotImplementedError
-
-    def _check(self, part: Path) -> dict[str, Any]:
-        raise NotImplementedError
-
-
-class NiftiMaskSink(_FileMaskSink):
-    """The mask of one volume as ``.nii.gz``."""
-
-    ending = ".nii.gz"
-
-    def __init__(
-        self, source: ImageSource, target: Path, labels: LabelMap, provenance: Mapping[str, Any] | None
-    ) -> None:
-        super().__init__(source, target, labels, provenance)
-        self._place = _Place(source)
-
-    def _save(self, part: Path) -> None:
-        _save_nifti(part, self._labels[0], self._place)
-
-    def _check(self, part: Path) -> dict[str, Any]:
-        return _check_nifti(part, self._labels[0], self._place, self.id, centroids=True)
-
-
-class TiffMaskSink(_FileMaskSink):
-    """The mask of a picture, an uncalibrated volume or several frames as label TIFF (YX, ZYX, TYX or TZYX)."""
-
-    ending = ".tif"
-
-    def _save(self, part: Path) -> None:
-        _save_tiff(part, *_pages(self._labels[:, np.newaxis]), self.geometry.spacing_mm)
-
-    def _check(self, part: Path) -> dict[str, Any]:
-        return _check_tiff(part, *_pages(self._labels[:, np.newaxis]), self.id)
-
-
-# ---- NIfTI --------------------------------------------------------------------------------------------------------
-
-
-class _Place:
-    """Where a NIfTI file lies: the header of its NIfTI source, or one orthonormal matrix."""
-
-    def __init__(self, source: ImageSource) -> None:
-        self.header = source.header if isinstance(source, NiftiSource) else None
-        self.geometry = source.geometry if self.header is not None else _straightened(source.geometry, source.id)
-
-    @property
-    def itk_agrees(self) -> bool:
-        """Whether SimpleITK places such a file as nibabel does."""
-        if self.header is None:
-            return True
-        return (
-            self.geometry.shear <= SHEAR_TOLERANCE
-            and max(int(self.header["sform_code"]), int(self.header["qform_code"])) > 0
-            and self.header.get_xyzt_units()[0] in ("unknown", "mm")
-            and forms_agree(self.header, self.geometry.shape, 0.5 * CORNER_TOLERANCE_MM)
-        )
-
-    def put_into(self, header: nib.Nifti1Header) -> None:
-        """Writes the place into the header of a new file."""
-        if self.header is not None:
-            copy_forms(self.header, header)
-            return
-        header.set_qform(self.geometry.affine, code=1)
-        header.set_sform(self.geometry.affine, code=1)
-        header.set_xyzt_units(xyz="mm")
-
-
-def _straightened(geometry: Geometry, where: str) -> Geometry:
-    """Returns the rectangular grid nearest to ``geometry``, the same centre; refuses real shear."""
-    if geometry.affine is None:
-        return geometry
-    if geometry.shear > SHEAR_TOLERANCE:
-        raise InputRefusedError(
-            f"the grid is sheared (largest cosine between axes {geometry.shear:.4f})",
-            where,
-            "regrid the image first (for a tilted CT: --untilt)",
-        )
-    spacing = np.linalg.norm(geometry.affine[:3, :3], axis=0)
-    left, _, right = np.linalg.svd(geometry.affine[:3, :3] / spacing)
-    affine = geometry.affine.copy()
-    affine[:3, :3] = (left @ right) * spacing
-    centre = (np.array(geometry.shape) - 1) / 2.0
-    affine[:3, 3] = geometry.to_world(centre) - affine[:3, :3] @ centre
-    return Geometry(geometry.shape, affine)
-
-
-def _save_nifti(part: Path, array: npt.NDArray[Any], place: _Place) -> None:
-    kind = nib.Nifti1Image if max(array.shape) <= _NIFTI1_LONGEST else nib.Nifti2Image
-    header = kind.header_class()
-    header.set_data_dtype(array.dtype)
-    header.set_data_shape(array.shape)
-    place.put_into(header)
-    nib.save(kind(array, None, header), part)
-
-
-def _check_nifti(part: Path, array: npt.NDArray[Any], place: _Place, where: str, *, centroids: bool) -> dict[str, Any]:
-    """Re-opens the file with both readers and compares; returns what was found."""
-    checks: dict[str, Any] = {"readers": [], "corner_mm": 0.0}
-    expected = label_centroids(array) if centroids else {}
-    if centroids:
-        checks["centroid_mm"] = 0.0
-    readers = {"nibabel": _by_nibabel}
-    if place.itk_agrees:
-        readers["SimpleITK"] = _by_itk
-    else:
-        checks["note"] = _WORLD
-    for name, reader in readers.items():
-        values, grid = reader(part)
-        _same_values(values, array, where)
-        _same_place(checks, grid, place.geometry, expected, where)
-        checks["readers"].append(name)
-    checks["shape"] = checks["values"] = checks["passed"] = True
-    return checks
-
-
-def _by_nibabel(path: Path) -> tuple[npt.NDArray[Any], Geometry]:
-    image = nib.load(path)
-    affine = np.array(image.affine, dtype=np.float64)
-    affine[:3] *= {"micron": 1e-3, "meter": 1e3}.get(image.header.get_xyzt_units()[0], 1.0)
-    return np.asanyarray(image.dataobj), Geometry(image.shape, affine)
-
-
-def _by_itk(path: Path) -> tuple[npt.NDArray[Any], Geometry]:
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    image = SimpleITK.ReadImage(str(path))
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    array = np.array(SimpleITK.GetArrayViewFromImage(image)).transpose(2, 1, 0)
-    return array, Geometry.from_lps(array.shape, affine)
-
-
-def _same_values(found: npt.NDArray[Any], meant: npt.NDArray[Any], where: str) -> None:
-    if found.shape != meant.shape or not np.array_equal(found, meant, equal_nan=meant.dtype.kind == "f"):
-        raise _wrong("voxels", where)
-
-
-def _same_place(
-    checks: dict[str, Any],
-    grid: Geometry,
-    meant: Geometry,
-    centroids: Mapping[int, npt.NDArray[np.float64]],
-    where: str,
-) -> None:
-    """Compares corners and the labels' centroids in mm; the voxels are known to be the same by then."""
-    tolerance = _tolerance(meant)
-    corner = float(np.abs(grid.corners() - meant.corners()).max())
-    if corner > tolerance:
-        raise _wrong("corners", where)
-    checks["corner_mm"] = max(checks["corner_mm"], round(corner, 7))
-    for index in centroids.values():
-        apart = float(np.abs(grid.to_world(index) - meant.to_world(index)).max())
-        if apart > tolerance:
-            raise _wrong("label centroids", where)
-        checks["centroid_mm"] = max(checks["centroid_mm"], round(apart, 7))
-
-
-def _tolerance(geometry: Geometry) -> float:
-    """1e-3 mm; less for voxels of micrometres, and never below what a float32 header can hold."""
-    finest = min(geometry.spacing_mm or (1.0,))
-    return max(min(CORNER_TOLERANCE_MM, 0.05 * finest), 1e-6 * float(np.abs(geometry.corners()).max()))
-
-
-def _wrong(what: str, where: str) -> InputRefusedError:
-    return InputRefusedError(
-        f"the written file does not read back as it was meant ({what} differ)",
-        where,
-        "the file was removed; report this together with `unet-med scan --json`",
-    )
+        path = _named(self.target, ".tif")
+        pages, axes = _pages(self._labels[:, np.newaxis])
+        with whole_files([path, _sidecar(self.target)], self.id) as (part, sidecar):
+            _save_tiff(part, pages, axes, self.geometry.spacing_mm)
+            self.checks |= _check_tiff(part, pages, axes, self.id)
+            write_json(sidecar, self._content([path]), self.id)
+        return [path, _sidecar(self.target)]
 
 
 # ---- TIFF ---------------------------------------------------------------------------------------------------------
@@ -390,8 +280,8 @@ def _check_tiff(part: Path, pages: npt.NDArray[Any], axes: str, where: str) -> d
         found = series.asarray()
         letters = series.axes
     if letters != axes.replace("Z", "") and letters != axes:
-        raise _wrong("axes", where)
-    _same_values(found.reshape(pages.shape), pages, where)
+        raise unlike("axes", where)
+    same_values(found.reshape(pages.shape), pages, where)
     return {"readers": ["tifffile"], "axes": axes, "shape": True, "values": True, "passed": True}
 
 
@@ -399,7 +289,7 @@ def _check_tiff(part: Path, pages: npt.NDArray[Any], axes: str, where: str) -> d
 
 
 def _write_volumes(source: ImageSource, target: Path) -> tuple[list[Path], dict[str, Any]]:
-    place = _Place(source)
+    place = NiftiPlace(source)
     files: list[Path] = []
     checks: dict[str, Any] = {}
     for frame in range(source.frames):
@@ -411,8 +301,8 @@ def _write_volumes(source: ImageSource, target: Path) -> tuple[list[Path], dict[
             path = _named(target, f"{ending}.nii.gz")
             array = storable(volume.array[channel])
             with whole_file(path, source.id) as part:
-                _save_nifti(part, array, place)
-                checks[path.name] = _check_nifti(part, array, place, source.id, centroids=False)
+                save_nifti(part, array, place)
+                checks[path.name] = check_nifti(part, array, place, source.id, centroids=False)
             files.append(path)
     return files, checks
 

@@ -14,7 +14,7 @@ import tifffile
 
 from unet_med.errors import InputRefusedError, MachineError
 from unet_med.geometry import Geometry
-from unet_med.io import sinks
+from unet_med.io.export import nifti as nifti_export
 from unet_med.io.nifti import NiftiSource, inspect_nifti
 from unet_med.io.sinks import label_centroids, open_mask_sink, write_image
 from unet_med.labels import LabelMap
@@ -243,7 +243,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(sinks.nib, "save", full)
+    monkeypatch.setattr(nifti_export.nib, "save", full)
     sink = open_mask_sink(_source(Geometry((6, 7, 8), AFFINE)), tmp_path / "case", LABELS)
     sink.write(None, _mask((6, 7, 8)))
     with pytest.raises(MachineError, match="disk full") as caught:
@@ -275,7 +275,7 @@ def test_a_file_that_does_not_read_back_is_never_shown(
             header["srow_x"][3] += 0.01
         true_save(nib.Nifti1Image(array, None, header), path)
 
-    monkeypatch.setattr(sinks.nib, "save", wrong)
+    monkeypatch.setattr(nifti_export.nib, "save", wrong)
     sink = open_mask_sink(_source(Geometry((6, 7, 8), AFFINE)), tmp_path / "case", LABELS)
     sink.write(None, _mask((6, 7, 8)))
     with pytest.raises(InputRefusedError, match="read back"):
