@@ -137,7 +137,7 @@ def load_model(path: str | Path, device: str = "auto") -> Model:
 
 
 def read(path: str | Path) -> Volume:
-    """Reads one image, or the one DICOM series of a folder, with its place.
+    """Reads one image, the one DICOM series of a folder, or the labels of one DICOM SEG, with its place.
 
     Returns:
         The voxels (C, I, J[, K]) and their grid in RAS+ mm.
@@ -151,14 +151,13 @@ def read(path: str | Path) -> Volume:
 
     root = Path(path)
     found = discover(root)
-    if len(found.sources) > 1:
-        names = ", ".join(source.id for source in found.sources[:5])
-        raise UsageError(
-            f"{len(found.sources)} images, not one ({names}, ...)", root.name, "give the path of one image"
-        )
-    if not found.sources:
+    sources = found.sources or found.annotations
+    if len(sources) > 1:
+        names = ", ".join(source.id for source in sources[:5])
+        raise UsageError(f"{len(sources)} images, not one ({names}, ...)", root.name, "give the path of one image")
+    if not sources:
         raise NothingUsableError("no image was found", remedy="`unet-med scan` says what was skipped and why")
-    source = found.sources[0]
+    source = sources[0]
     if not source.usable:
         raise InputRefusedError(source.reason, source.id, "`unet-med scan` says more")
     return open_source(source).read()

@@ -6,14 +6,14 @@ one way from a label to voxels, whatever its format.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
-from unet_med.identity import series_id
+from unet_med.identity import keyed_hash, series_id
 from unet_med.io.dicom_headers import Header
 from unet_med.io.reading import FileSource, check_frame, whole
 from unet_med.io.slices import Annotation, LabelArray, Segment, SliceLayout
@@ -118,6 +118,55 @@ def names_slices(annotation: SourceRef, image: SourceRef) -> int:
     if not isinstance(refers, Annotation) or not isinstance(layout, SliceLayout):
         return 0
     return len({one.sop_uid for one in layout.slices} & refers.sop_uids)
+
+
+def image_of(
+    annotation: SourceRef, images: Sequence[SourceRef], everything: Sequence[SourceRef]
+) -> tuple[SourceRef | None, str]:
+    """Finds the image that an annotation refers to.
+
+    That is the series that it names; of several images of this series the one whose files it names most. Where no
+    image of the folder is of that series, used or not, one image of the same study and frame of reference stands in.
+
+    Args:
+        annotation: A usable SEG or RTSTRUCT.
+        images: The usable images to choose from.
+        everything: All sources of the folder.
+
+    Returns:
+        The image and what is unusual about it (mostly nothing), or ``None`` and why there is none.
+    """
+    refers = annotation.layout
+    if not isinstance(refers, Annotation):
+        return None, "holds no references"
+    named = [image for image in images if belongs_to(annotation, image)]
+    if len(named) > 1:
+        counts = [names_slices(annotation, image) for image in named]
+        most = [image for image, count in zip(named, counts, strict=True) if count == max(counts)]
+        if len(most) > 1 or not max(counts):
+            return None, f"refers to {len(named)} images alike: choose one with --series"
+        return most[0], ""
+    if named:
+        return named[0], ""
+    if any(_is_of(source, uid) for uid in refers.series_uids for source in everything):
+        return None, "refers to a series that is not used"
+    near = [
+        image
+        for image in images
+        if isinstance(image.layout, SliceLayout)
+        and refers.frame_uid != ""
+        and (image.layout.frame_uid, image.layout.study_uid) == (refers.frame_uid, refers.study_uid)
+    ]
+    if len(near) == 1:
+        return near[0], "it names no series of the folder: placed by the frame of reference"
+    if near:
+        return None, f"names no series of the folder, and {len(near)} share its frame of reference"
+    return None, "refers to no series of the folder"
+
+
+def _is_of(source: SourceRef, series_uid: str) -> bool:
+    """Whether a source, usable or not, is made of a series; its id says so."""
+    return source.kind == "dicom" and keyed_hash(series_uid) in source.id.split("-")
 
 
 def place_notes(annotation: SourceRef, image: SourceRef) -> tuple[str, ...]:

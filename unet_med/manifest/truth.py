@@ -1,7 +1,6 @@
 """Truth in DICOM: which SEG or RTSTRUCT belongs to which series, and which of its segments is which label.
 
-An annotation belongs to the series that it names. Where that series is not in the folder at all, one series of the same
-study and frame of reference takes its place, if there is exactly one.
+An annotation belongs to the series that it names (see :func:`unet_med.io.annotations.image_of`).
 
 Segments become labels by code first, then by name. Names are compared without regard to case and signs. Nothing is
 guessed: a code that says too little (tissue, lesion, ...) or that one file gives to two segments counts for nothing, a
@@ -19,10 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unet_med.errors import UsageError
-from unet_med.identity import keyed_hash
-from unet_med.io.annotations import ANNOTATION_KINDS, belongs_to, names_slices
+from unet_med.io.annotations import ANNOTATION_KINDS, image_of
 from unet_med.io.dicom_items import UNNAMED
-from unet_med.io.slices import Annotation, Segment, SliceLayout
+from unet_med.io.slices import Annotation, Segment
 from unet_med.io.source import Discovery, SourceRef
 from unet_med.labels import known_code
 from unet_med.manifest.pairing import Pair, Pairing
@@ -55,18 +53,20 @@ def pair_annotations(root: Path, discovery: Discovery, pairing: Pairing, labels:
     left: list[tuple[str, str]] = []
     claims: dict[int, list[SourceRef]] = defaultdict(list)
     notes: list[str] = []
+    places = {id(pair.images[0]): place for place, pair in enumerate(pairing.pairs) if len(pair.images) == 1}
+    images = [pair.images[0] for pair in pairing.pairs if len(pair.images) == 1]
     for one in discovery.annotations:
         if labels is not None and not _matches(root, one, labels):
             left.append((one.id, "does not match --labels"))
         elif not one.usable:
             left.append((one.id, one.reason))
         else:
-            place, why = _image_of(one, discovery, pairing.pairs)
-            if place is None:
+            image, why = image_of(one, images, discovery.sources)
+            if image is None:
                 left.append((one.id, why))
                 continue
-            claims[place].append(one)
-            notes += [why] if why else []
+            claims[places[id(image)]].append(one)
+            notes += [f"{one.id}: {why}"] if why else []
     pairs: list[Pair] = []
     for place, pair in enumerate(pairing.pairs):
         found = claims.get(place, [])
@@ -93,43 +93,6 @@ def _matches(root: Path, annotation: SourceRef, pattern: str) -> bool:
     except ValueError:
         relative = file.resolve().relative_to(top.resolve()).as_posix()
     return fnmatch.fnmatchcase(relative, pattern) or fnmatch.fnmatchcase(relative, pattern.rstrip("/") + "/*")
-
-
-def _image_of(annotation: SourceRef, discovery: Discovery, pairs: Sequence[Pair]) -> tuple[int | None, str]:
-    """Returns the pair whose series an annotation refers to, or ``None`` and why; with a pair: what to note."""
-    refers = annotation.layout
-    if not isinstance(refers, Annotation):
-        return None, "holds no references"
-    places = {n: pair.images[0] for n, pair in enumerate(pairs) if len(pair.images) == 1}
-    named = [n for n, image in places.items() if belongs_to(annotation, image)]
-    if len(named) > 1:
-        counts = {n: names_slices(annotation, places[n]) for n in named}
-        most = [n for n in named if counts[n] == max(counts.values())]
-        if len(most) > 1 or not counts[most[0]]:
-            return None, f"refers to {len(named)} images alike: choose one with --series"
-        return most[0], ""
-    if named:
-        return named[0], ""
-    if any(_is_of(source, uid) for uid in refers.series_uids for source in discovery.sources):
-        return None, "refers to a series that is not used"
-    near = [
-        n
-        for n, image in places.items()
-        if isinstance(image.layout, SliceLayout)
-        and refers.frame_uid != ""
-        and (image.layout.frame_uid, image.layout.study_uid) == (refers.frame_uid, refers.study_uid)
-    ]
-    if len(near) == 1:
-        where = places[near[0]].id
-        return near[0], f"{annotation.id} names no series of the folder: paired with {where} by frame of reference"
-    if near:
-        return None, f"names no series of the folder, and {len(near)} share its frame of reference"
-    return None, "refers to no series of the folder"
-
-
-def _is_of(source: SourceRef, series_uid: str) -> bool:
-    """Whether a source, usable or not, is made of a series; its id says so."""
-    return source.kind == "dicom" and keyed_hash(series_uid) in source.id.split("-")
 
 
 def _best(found: Sequence[SourceRef]) -> tuple[SourceRef | None, list[SourceRef], str]:

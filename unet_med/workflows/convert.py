@@ -1,8 +1,11 @@
-"""``unet-med convert``: every image of a folder as NIfTI, pictures and uncalibrated images as TIFF.
+"""``unet-med convert``: every image of a folder as NIfTI, pictures and uncalibrated images as TIFF; annotations too.
 
 Names: ``OUT/<id>.nii.gz`` for a volume with a place in space; several channels become ``<id>_0000.nii.gz``,
 ``<id>_0001.nii.gz``, ..., several time points ``<id>_t000.nii.gz``, ... (both: ``<id>_t000_0000.nii.gz``). Anything
 else is one ``OUT/<id>.tif`` with all its channels and frames. Beside each lies ``OUT/<id>.json``.
+
+A SEG or RTSTRUCT becomes the label image ``OUT/<id>.nii.gz`` on the grid of the series that it refers to, a SEG without
+its series on the grid of its own frames; the names of its labels are in the sidecar.
 """
 
 from __future__ import annotations
@@ -10,18 +13,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from unet_med import __version__
-from unet_med.errors import MachineError, NothingUsableError, UnetMedError, UsageError
+from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError, UsageError
 from unet_med.identity import case_tag
 from unet_med.inference.peak import peak_mb, reset_peak
+from unet_med.io.annotations import AnnotationSource, image_of, open_label, values_of
 from unet_med.io.atomic import write_json
 from unet_med.io.discover import discover, open_source
-from unet_med.io.sinks import RESEARCH_ONLY, write_image
+from unet_med.io.sinks import RESEARCH_ONLY, open_mask_sink, write_image
 from unet_med.io.source import Discovery, IntakeOptions, SourceRef
+from unet_med.labels import Label, LabelMap, label_colour
+from unet_med.volume import ImageSource
 from unet_med.workflows.journal import Claim, Journal, folder_key, input_state, open_job
 from unet_med.workflows.outcome import DONE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
@@ -60,13 +66,14 @@ def convert(
     """
     _check_places(folder, out)
     discovery = discover(folder, intake, track)
-    if not discovery.usable:
+    work = _jobs(discovery)
+    if not work:
         raise _nothing_usable(discovery)
     journal = open_job(out, {"command": "convert", "input": folder_key(folder), "intake": asdict(intake)}, overwrite)
-    journal.write_file_table({source.id: source.files for source in discovery.sources})
+    journal.write_file_table({source.id: source.files for source in (*discovery.sources, *discovery.annotations)})
     before = {name for name, record in journal.records().items() if record["status"] == "done"}
     try:
-        _work(journal, discovery.usable)
+        _work(journal, work)
     finally:
         report = _write_report(journal, discovery)
     states = [entry["status"] for entry in report["cases"]]
@@ -74,43 +81,87 @@ def convert(
     return Outcome(report, _lines(report, out, before), code)
 
 
-def _work(journal: Journal, sources: Sequence[SourceRef]) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """A source to be converted; for an annotation also its image, or why there is none."""
+
+    source: SourceRef
+    image: SourceRef | None = None
+    why: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What the result depends on."""
+        return self.source.files if self.image is None else (*self.source.files, *self.image.files)
+
+    def open(self) -> ImageSource:
+        """Returns the voxels.
+
+        Raises:
+            InputRefusedError: They cannot be read exactly.
+        """
+        if self.image is not None:
+            return open_label(self.source, self.image)
+        if self.source.kind == "rtstruct":
+            raise InputRefusedError(
+                f"the structure set {self.why}", self.source.id, "give the folder of the series that it was drawn on"
+            )
+        return open_source(self.source)
+
+
+def _jobs(discovery: Discovery) -> list[_Job]:
+    """Returns what can be converted: the usable images, and the annotations with their images."""
+    jobs = [_Job(source) for source in discovery.usable]
+    for one in discovery.annotations:
+        if one.usable:
+            jobs.append(_Job(one, *image_of(one, discovery.usable, discovery.sources)))
+    return jobs
+
+
+def _work(journal: Journal, jobs: Sequence[_Job]) -> None:
     """Converts all sources; those that another process works on are waited for."""
-    waiting = list(sources)
+    waiting = list(jobs)
     while waiting:
-        left = [source for source in track(waiting, "converting") if not _attempt(journal, source)]
+        left = [job for job in track(waiting, "converting") if not _attempt(journal, job)]
         if len(left) == len(waiting):
             time.sleep(_POLL_SECONDS)
         waiting = left
 
 
-def _attempt(journal: Journal, source: SourceRef) -> bool:
+def _attempt(journal: Journal, job: _Job) -> bool:
     """Converts one source unless it is done; returns whether it now is."""
-    if journal.is_done(source.id, source.files):
+    if journal.is_done(job.source.id, job.files):
         return True
-    claim = journal.claim(source.id)
+    claim = journal.claim(job.source.id)
     if claim is None:
         return False
     try:
-        if not journal.is_done(source.id, source.files):
-            record = _convert_one(source, claim)
+        if not journal.is_done(job.source.id, job.files):
+            record = _convert_one(job, claim)
             journal.finish(claim, record, [claim.staging / name for name in record["outputs"]])
     finally:
         journal.release(claim)
     return True
 
 
-def _convert_one(source: SourceRef, claim: Claim) -> dict[str, Any]:
+def _convert_one(job: _Job, claim: Claim) -> dict[str, Any]:
     """Returns the record of one source; what is wrong with it alone is in the record."""
+    source = job.source
     started = time.perf_counter()
     reset_peak()
     record: dict[str, Any] = {"id": source.id, "status": "done", "reason": None, "outputs": [], "checks": {}}
     notes = list(source.notes)
     try:
-        record["input"] = input_state(source.files)
-        opened = open_source(source)
+        record["input"] = input_state(job.files)
+        opened = job.open()
         provenance = _provenance(source, record["input"]["sha256"], notes)
-        files, record["checks"] = write_image(opened, claim.staging / _output_name(source.id), provenance)
+        if job.image is not None:
+            provenance["image"] = job.image.id
+        target = claim.staging / _output_name(source.id)
+        if isinstance(opened, AnnotationSource):
+            files, record["checks"] = _write_labels(opened, target, provenance)
+        else:
+            files, record["checks"] = write_image(opened, target, provenance)
         record["outputs"] = [path.name for path in files]
         notes = list(getattr(opened, "notes", notes))  # a DICOM series knows its share of padding only now
     except MachineError:
@@ -129,6 +180,24 @@ def _convert_one(source: SourceRef, claim: Claim) -> dict[str, Any]:
         "peak_memory_mb": peak_mb(),
         "notes": notes,
     }
+
+
+def _write_labels(source: AnnotationSource, target: Path, provenance: dict[str, Any]) -> tuple[list[Path], Any]:
+    """Writes an annotation as a label image with the names of its segments; returns the files and the checks."""
+    values = values_of(source.ref)
+    labels = [
+        Label(values[segment.number], segment.name, label_colour(values[segment.number])) for segment in source.segments
+    ]
+    array = source.read().array[0]
+    provenance["notes"] = list(source.notes)  # about its voxels, too, now that they are read
+    sink = open_mask_sink(source, target, LabelMap(tuple(labels)), provenance)
+    try:
+        sink.write(None, array)
+        files = sink.close()
+    except BaseException:
+        sink.abort()
+        raise
+    return files, dict(getattr(sink, "checks", {}))
 
 
 def _provenance(source: SourceRef, sha256: str, notes: list[str]) -> dict[str, Any]:
@@ -161,7 +230,7 @@ def _write_report(journal: Journal, discovery: Discovery) -> dict[str, Any]:
         dict.fromkeys(_PUBLIC)
         | {"id": source.id, "status": "refused", "reason": source.reason, "outputs": [], "seconds": 0.0, "checks": {}}
         | {"notes": list(source.notes)}
-        for source in discovery.sources
+        for source in (*discovery.sources, *discovery.annotations)
         if not source.usable and source.id not in records
     ]
     cases.sort(key=lambda entry: str(entry["id"]))
@@ -209,9 +278,9 @@ def _check_places(folder: Path, out: Path) -> None:
 
 
 def _nothing_usable(discovery: Discovery) -> NothingUsableError:
-    if discovery.sources:
-        first = discovery.sources[0]
-        number = len(discovery.sources)
+    if found := (*discovery.sources, *discovery.annotations):
+        first = found[0]
+        number = len(found)
         what = "the image cannot be used" if number == 1 else f"none of the {number} images can be used, the first"
         return NothingUsableError(f"{what}: {first.reason}", first.id, "see `unet-med scan FOLDER`")
     skipped = sum(entry.count for entry in discovery.skipped)
