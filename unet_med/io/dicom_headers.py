@@ -87,6 +87,9 @@ FILE_NUMBER = 1 << 32
 """Stands in ``Header.split`` for which file of its series a frame is in."""
 
 
+STACK_ID = 0x00209056
+
+
 def dimension_tag(column: int) -> int:
     """Returns what stands in ``Header.split`` for one of the dimension index values, counted from 0."""
     return FILE_NUMBER + 1 + column
@@ -101,7 +104,7 @@ _FRAME_SPLITS = (
     SplitTag(0x00089208, "component", "text"),
 )
 _LAST_SPLITS = (
-    SplitTag(0x00209056, "stack", "text"),
+    SplitTag(STACK_ID, "stack", "text"),
     *(SplitTag(dimension_tag(column), f"dimension{column + 1}-", "number") for column in range(DIMENSIONS)),
     SplitTag(FILE_NUMBER, "file", "number"),
 )

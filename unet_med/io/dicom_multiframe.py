@@ -11,9 +11,10 @@ import io
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,30 @@ def frame_headers(header: Header, number: int = 1, first: int = 1) -> list[Heade
             _EXPORT_AGAIN + ", with its geometry",
         )
     return headers
+
+
+def frames_text(frames: Sequence[int]) -> str:
+    """Returns numbers of frames as short text: ``0-39``, every other one ``0-38/2``, else ``0,3,5``; ascending."""
+    ordered = sorted(frames)
+    if len(ordered) > 2:
+        steps = {b - a for a, b in pairwise(ordered)}
+        if len(steps) == 1:
+            step = steps.pop()
+            return f"{ordered[0]}-{ordered[-1]}" + (f"/{step}" if step > 1 else "")
+    return ",".join(map(str, ordered))
+
+
+def frames_in(text: str) -> Container[int]:
+    """Returns the numbers that :func:`frames_text` wrote.
+
+    Raises:
+        ValueError: The text is none of its own.
+    """
+    if "-" not in text:
+        return frozenset(int(number) for number in text.split(","))
+    ends, _, step = text.partition("/")
+    first, _, last = ends.partition("-")
+    return range(int(first), int(last) + 1, int(step or 1))
 
 
 def frame_rescale(dataset: Dataset, frame: int) -> tuple[float, float] | None:

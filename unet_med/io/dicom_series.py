@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
 from unet_med.identity import series_id
 from unet_med.io.annotations import inspect_annotations, is_annotation
-from unet_med.io.dicom_headers import Damaged, Header, read_header
+from unet_med.io.dicom_headers import STACK_ID, Damaged, Header, read_header
+from unet_med.io.dicom_multiframe import frame_headers, frames_text
 from unet_med.io.dicom_pixels import INVERTED_MODALITIES, missing_decoder, turned
 from unet_med.io.dicom_stacks import Stack, cluster, lay_out, leave_out_scouts, slice_normal, split_repeats
 from unet_med.io.reading import calibrated
@@ -25,11 +27,21 @@ _DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 _MUST_HAVE_PLACE = frozenset({"CT", "MR", "PT"})
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _SECONDARY_CAPTURE = _STORAGE + "7"
-_MODALITY_OF_CLASS = {_STORAGE + "2": "CT", _STORAGE + "4": "MR", _STORAGE + "128": "PT"}
-_MULTI_FRAME_CLASSES = tuple(
+_MODALITY_OF_CLASS = {
+    _STORAGE + part: modality
+    for modality, parts in (("CT", ("2", "2.1", "2.2")), ("MR", ("4", "4.1", "4.4")), ("PT", ("128", "128.1", "130")))
+    for part in parts
+}
+_ENHANCED_CLASSES = frozenset(
     _STORAGE + part
-    for part in ("2.1", "2.2", "4.1", "4.3", "4.4", "128.1", "130", "12.1.1", "12.2.1", "13.1", "77.1.6")
+    for part in (
+        *("2.1", "2.2", "4.1", "4.3", "4.4", "128.1", "130", "12.1.1", "12.2.1", "13.1.1", "13.1.2", "13.1.3"),
+        *("6.2", "30", "77.1.6"),
+    )
 )
+_PARAMETRIC_MAP = _STORAGE + "30"
+_NUCLEAR = _STORAGE + "20"
+_SLIDE = _STORAGE + "77.1.6"
 _OBJECTS = (
     ("1.2.840.10008.1.3.10", "DICOM directory (DICOMDIR)", "an index of other files; the files themselves were read"),
     (_STORAGE + "88.59", "DICOM key object selection", "holds references, no image"),
@@ -58,19 +70,26 @@ _OBJECT_MODALITIES = {
     "RTDOSE": _OBJECTS[10],
     "RTPLAN": _OBJECTS[11],
 }
+_LARGEST_STORED = 16
+_SEVERAL = 2
 _EXPORT_AGAIN = "export the series again from the archive or the scanner"
 
 
-def inspect_dicom(files: Sequence[Path], options: IntakeOptions = IntakeOptions()) -> Discovery:  # noqa: B008
+def inspect_dicom(
+    files: Sequence[Path],
+    options: IntakeOptions = IntakeOptions(),  # noqa: B008
+    frames: Mapping[Path, Container[int]] | None = None,
+) -> Discovery:
     """Returns the series among ``files`` from their headers, in the order of series number and first position.
 
     Args:
         files: Any files; those that are no DICOM are counted in ``skipped``.
         options: ``pixel_size_mm`` serves pictures that declare no pixel size.
+        frames: Of multi-frame files the frames to look at, from 0; all of files that are not named.
     """
     found = [look_at(path) for path in files]
     foreign = found.count(None)
-    discovery = group_headers([one for one in found if one is not None], options)
+    discovery = group_headers([one for one in found if one is not None], options, frames)
     if not foreign:
         return discovery
     skipped = (*discovery.skipped, Skipped("other files", foreign, "no DICOM"))
@@ -92,7 +111,11 @@ def _is_stump(path: Path) -> bool:
     return len(start) < 132 or not any(start)
 
 
-def group_headers(found: Iterable[Header | Damaged], options: IntakeOptions) -> Discovery:
+def group_headers(
+    found: Iterable[Header | Damaged],
+    options: IntakeOptions,
+    frames: Mapping[Path, Container[int]] | None = None,
+) -> Discovery:
     """Returns the sources that the headers make up; see :func:`inspect_dicom`."""
     skipped: Counter[tuple[str, str]] = Counter()
     series: dict[tuple[str, ...], list[Header]] = defaultdict(list)
@@ -112,7 +135,7 @@ def group_headers(found: Iterable[Header | Damaged], options: IntakeOptions) -> 
     blamed = _blame(damaged, series)
     groups = []
     for key, headers in series.items():
-        refs, scouts = _Series(headers, options, blamed.get(key, 0)).sources()
+        refs, scouts = _Series(headers, options, blamed.get(key, 0), frames or {}).sources()
         groups.append((_series_order(headers), refs))
         if scouts:
             skipped["localizer images", "scouts show where a series lies and are no volume"] += scouts
@@ -165,8 +188,15 @@ def _blame(damaged: Counter[Path], series: dict[tuple[str, ...], list[Header]]) 
 class _Series:
     """The files of one series, on the way to sources."""
 
-    def __init__(self, headers: Sequence[Header], options: IntakeOptions, damaged: int) -> None:
+    def __init__(
+        self,
+        headers: Sequence[Header],
+        options: IntakeOptions,
+        damaged: int,
+        frames: Mapping[Path, Container[int]],
+    ) -> None:
         self.headers = sorted(headers, key=_by_instance)
+        self.frames = frames
         self.options = options
         self.damaged = damaged
         self.notes: list[str] = []
@@ -184,9 +214,12 @@ class _Series:
         scouts = 0
         try:
             headers = self._without_duplicates(self.headers)
-            several = [header for header in headers if header.frames > 1 or header.sop_class in _MULTI_FRAME_CLASSES]
-            refs += [self._multi_frame(header, f"file{n}") for n, header in enumerate(several, start=1)]
-            headers = [header for header in headers if header not in several]
+            several = [header for header in headers if _is_multi_frame(header)]
+            headers = [header for header in headers if not _is_multi_frame(header)]
+            if several:
+                frames, unplaced = self._expanded(several)
+                refs += [self._unplaced(header, f"file{n}") for n, header in enumerate(unplaced, start=1)]
+                headers += frames
             images = [header for header in headers if "LOCALIZER" not in header.image_type]
             scouts = len(headers) - len(images)
             if not images:
@@ -252,6 +285,17 @@ class _Series:
                 "name",
                 remedy="give the original series",
             )
+        if header.mosaic:
+            raise InputRefusedError(
+                "a mosaic: one picture of many small slices side by side, whose places the header does not tell",
+                remedy="export it from the scanner as single slices or as enhanced multi-frame DICOM, or convert it to "
+                "NIfTI with other software (for example dcm2niix)",
+            )
+        if header.sop_class == _PARAMETRIC_MAP and header.bits_allocated <= _LARGEST_STORED:
+            raise InputRefusedError(
+                "a parametric map of stored whole numbers, which mean nothing without their real-world map",
+                remedy="give it with floating point pixels",
+            )
         if header.samples != 1 or header.photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
             raise InputRefusedError(
                 "a colour image, whose pixels may carry a name", remedy="give the original grey series"
@@ -275,6 +319,8 @@ class _Series:
         Raises:
             InputRefusedError: It must be a slice, but has no place.
         """
+        if header.grouped:
+            return False
         if self.modality in INVERTED_MODALITIES:
             return True
         if not header.has_place and self.modality in _MUST_HAVE_PLACE:
@@ -301,15 +347,33 @@ class _Series:
         refs = []
         for number, group in enumerate(groups, start=1):
             name = f"stack{number}" if len(groups) > 1 else ""
-            try:
-                stacks = split_repeats(group)
-            except InputRefusedError as error:
-                refs.append(self._refused(group, error, name))
-                continue
-            for stack in stacks:
-                suffix = "-".join(part for part in (name, stack.suffix) if part)
-                refs.append(self._volume(replace(stack, suffix=suffix)))
+            refs += self._slabs(group, name) or self._stacks(group, name)
         return refs
+
+    def _slabs(self, group: Sequence[Header], name: str) -> list[SourceRef]:
+        """Returns one volume for each stack that the scanner itself names; none where they are one volume or none."""
+        slabs: dict[Any, list[Header]] = defaultdict(list)
+        for header in group:
+            slabs[header.split.get(STACK_ID)].append(header)
+        if len(slabs) < _SEVERAL or min(map(len, slabs.values())) < _SEVERAL:
+            return []
+        if all(ref.usable for ref in self._stacks(group, name)):
+            return []
+        refs: list[SourceRef] = []
+        for number, slab in enumerate(sorted(slabs, key=str), start=1):
+            refs += self._stacks(slabs[slab], "-".join(part for part in (name, f"slab{number}") if part))
+        return refs if all(ref.usable for ref in refs) else []
+
+    def _stacks(self, group: Sequence[Header], name: str) -> list[SourceRef]:
+        """Returns the volumes of slices of one orientation and size."""
+        try:
+            stacks = split_repeats(group)
+        except InputRefusedError as error:
+            return [self._refused(group, error, name)]
+        return [
+            self._volume(replace(stack, suffix="-".join(part for part in (name, stack.suffix) if part)))
+            for stack in stacks
+        ]
 
     def _volume(self, stack: Stack) -> SourceRef:
         try:
@@ -326,7 +390,7 @@ class _Series:
             geometry=geometry,
             notes=(*self.notes, *stack.notes, *_remarks(stack.headers)),
             modality=self.modality or None,
-            read_as={**_part(stack.suffix), **used},
+            read_as={**_part(stack.suffix), **_frames_used(stack.headers, files), **used},
             layout=_layout(stack.headers, files, geometry, regrid),
         )
 
@@ -362,13 +426,46 @@ class _Series:
             layout=_picture_layout(header, spacing),
         )
 
-    def _multi_frame(self, header: Header, suffix: str) -> SourceRef:
-        error = InputRefusedError(
-            f"a multi-frame DICOM object ({header.frames} frames), which this version does not read",
-            remedy="export it as single-frame DICOM, or convert it to NIfTI with other software (for example dcm2niix)",
-        )
-        ref = self._refused([header], error, suffix if len(self.headers) > 1 else "")
+    def _unplaced(self, header: Header, suffix: str) -> SourceRef:
+        """Returns the refusal of a multi-frame file whose frames are no slices in space."""
+        what = f"a multi-frame DICOM object ({header.frames} frames) whose frames have no position in space"
+        remedy = "give single-frame slices or an enhanced multi-frame object with positions; cine loops are no volume"
+        if header.sop_class == _NUCLEAR or self.modality == "NM":
+            remedy = "give the reconstruction as single-frame slices with positions, or as NIfTI"
+        elif header.sop_class == _SLIDE or self.modality == "SM":
+            what = "a whole-slide image"
+            remedy = "export the region of interest as TIFF with its pixel size"
+        elif header.sop_class == _SECONDARY_CAPTURE or header.sop_class.startswith(_SECONDARY_CAPTURE + "."):
+            what = (
+                f"a secondary capture of {header.frames} frames, whose pixels are no measurement and may carry a name"
+            )
+            remedy = "give the original series"
+        elif self.modality in _MUST_HAVE_PLACE:
+            remedy = _EXPORT_AGAIN + ", with its geometry"
+        ref = self._refused([header], InputRefusedError(what, remedy=remedy), suffix if len(self.headers) > 1 else "")
         return replace(ref, shape=(header.columns, header.rows, header.frames))
+
+    def _expanded(self, files: Sequence[Header]) -> tuple[list[Header], list[Header]]:
+        """Returns the frames of multi-frame files as slices, and the files whose frames have no place in space.
+
+        Raises:
+            InputRefusedError: The functional groups of a file are damaged or tell the place of some frames only.
+        """
+        slices: list[Header] = []
+        unplaced = []
+        count = 1
+        for number, header in enumerate(files, start=1):
+            if not header.grouped:
+                unplaced.append(header)
+                continue
+            frames = frame_headers(header, number, count)
+            count += len(frames)
+            if not frames[0].has_place:
+                unplaced.append(header)
+                continue
+            wanted = self.frames.get(header.path)
+            slices += frames if wanted is None else [one for one in frames if one.frame in wanted]
+        return slices, unplaced
 
     def _refused(
         self, headers: Sequence[Header], error: InputRefusedError, suffix: str = "", *, picture: bool = False
@@ -388,6 +485,20 @@ class _Series:
             modality=self.modality or None,
             read_as=_part(suffix),
         )
+
+
+def _is_multi_frame(header: Header) -> bool:
+    return header.frames > 1 or header.grouped or header.sop_class in _ENHANCED_CLASSES
+
+
+def _frames_used(headers: Sequence[Header], files: Sequence[Path]) -> dict[str, Any]:
+    """Returns, where a volume does not take all frames of its files, those that it takes of each file."""
+    used: dict[Path, list[int]] = {path: [] for path in files}
+    for header in headers:
+        used[header.path].append(header.frame)
+    if all(len(used[header.path]) == header.frames for header in headers if header.grouped):
+        return {}
+    return {"frames": [frames_text(used[path]) for path in files]}
 
 
 def _part(suffix: str) -> dict[str, Any]:
@@ -464,7 +575,7 @@ def _by_instance(header: Header) -> tuple[Any, ...]:
 
 
 def _same_bytes(a: Header, b: Header) -> bool:
-    return a.size == b.size and a.path.read_bytes() == b.path.read_bytes()
+    return a.size == b.size and filecmp.cmp(a.path, b.path, shallow=False)
 
 
 def _place(header: Header) -> str:
@@ -484,6 +595,8 @@ def _remarks(headers: Sequence[Header]) -> list[str]:
     known = [number for number in numbers if number is not None]
     if len(known) < len(numbers):
         notes.append("instance numbers are missing: sorted by position")
+    elif headers[0].grouped and known not in (sorted(known), sorted(known, reverse=True)):
+        notes.append("frames are not stored in spatial order: sorted by position")
     elif len(headers) > 1 and known not in (sorted(known), sorted(known, reverse=True)):
         notes.append("instance numbers are not in spatial order: sorted by position")
     if any(not header.series_uid for header in headers):

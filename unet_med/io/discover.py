@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def restore_ref(entry: Mapping[str, Any], files: Sequence[Path]) -> SourceRef:
         from unet_med.io.dicom import inspect_dicom
 
         every = files if files[0].is_file() else [path for path in sorted(files[0].rglob("*")) if path.is_file()]
-        looked = inspect_dicom(every, options)
+        looked = inspect_dicom(every, options, _stored_frames(stored, files))
         found = _parts([*looked.sources, *looked.annotations], stored)
     else:
         found = [ref for ref in _inspect(files[0], kind, options) if _same_part(ref, stored)]
@@ -150,6 +150,21 @@ def restore_ref(entry: Mapping[str, Any], files: Sequence[Path]) -> SourceRef:
     what = "no image is in the files any more" if not found else f"the files hold {len(found)} images, not one"
     error = InputRefusedError(what, remedy="scan the folder and make the manifest again")
     return replace(refused_ref(files[0], kind or "dicom", error), id=name, files=tuple(files))
+
+
+def _stored_frames(stored: Mapping[str, Any], files: Sequence[Path]) -> dict[Path, Container[int]]:
+    """Returns the frames that a stored source takes of each of its multi-frame files.
+
+    Raises:
+        UsageError: The record is damaged.
+    """
+    from unet_med.io.dicom_multiframe import frames_in
+
+    texts = stored.get("frames", ())
+    try:
+        return {path: frames_in(text) for path, text in zip(files, texts, strict=bool(texts))}
+    except (TypeError, ValueError, AttributeError):
+        raise UsageError("the frames of a source are not readable", "", "make the manifest again") from None
 
 
 def _parts(found: Sequence[SourceRef], stored: Mapping[str, Any]) -> list[SourceRef]:
