@@ -119,6 +119,20 @@ LabelsOption = Annotated[
 DeidentifyOption = Annotated[
     bool, typer.Option("--deidentify", help="Leave the patient out of DICOM outputs; UIDs become keyed hashes.")
 ]
+_TARGET = "dicom HOST:PORT/AET | dicomweb URL"
+AetOption = Annotated[str, typer.Option("--aet", metavar="AET", help="Our own AE title.")]
+UserOption = Annotated[
+    str | None,
+    typer.Option("--user", metavar="NAME", help="User of a DICOMweb service; its password is asked for, or piped in."),
+]
+PasswordOption = Annotated[
+    str | None,
+    typer.Option("--password-env", metavar="VARIABLE", help="Environment variable that holds the password."),
+]
+TlsOption = Annotated[bool, typer.Option("--tls", help="C-STORE through TLS.")]
+CaOption = Annotated[
+    Path | None, typer.Option("--ca", metavar="FILE.pem", help="Trust these certificates, not the machine's own.")
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result for machines.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the warnings of libraries.")]
 VerboseOption = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; -vv says all.")]
@@ -506,6 +520,22 @@ def ui(
     from unet_med.workflows.ui import ui as workflow
 
     return workflow(store, port, open_browser=not no_browser)
+
+
+@_command
+def send(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES", exists=True, help="DICOM files, or folders.")],
+    to: Annotated[tuple[str, str], typer.Option("--to", metavar=_TARGET, help="The PACS and how to speak to it.")],
+    aet: AetOption = "UNETMED",
+    user: UserOption = None,
+    password_env: PasswordOption = None,
+    tls: TlsOption = False,
+    ca: CaOption = None,
+) -> Outcome:
+    """Send DICOM files to a PACS."""
+    from unet_med.workflows.send import send as workflow
+
+    return workflow(files, to, aet=aet, user=user, password_env=password_env, tls=tls, ca=ca)
 
 
 def _intake(

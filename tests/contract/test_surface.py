@@ -30,8 +30,21 @@ SURFACE = {
     "doctor": "target input_",
     "info": "model",
     "ui": "--store --port --no-browser",
+    "send": "files --to --aet --user --password-env --tls --ca",
 }
-HEAVY = ("torch", "monai", "mlflow", "numpy", "scipy", "pydicom", "SimpleITK", "skimage", "pandas")
+HEAVY = (
+    "torch",
+    "monai",
+    "mlflow",
+    "numpy",
+    "scipy",
+    "pydicom",
+    "SimpleITK",
+    "skimage",
+    "pandas",
+    "pynetdicom",
+    "requests",
+)
 
 _IMPORTS_OF_HELP = f"""
 import sys
