@@ -58,7 +58,7 @@ SPLIT_TAGS = (
     SplitTag(0x00180086, "echo", "number", ""),
     SplitTag(0x00180081, "echo", "number", "ms"),
     SplitTag(0x00200100, "time", "number", ""),
-    SplitTag(0x00209128, "time", "number"),
+    SplitTag(0x00209128, "time", "number", ""),
     SplitTag(0x00181060, "phase", "number", "ms"),
     SplitTag(0x00189087, "b", "doubles", "s/mm2"),
     SplitTag(0x0019100C, "b", "number", "s/mm2"),

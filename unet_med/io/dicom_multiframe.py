@@ -274,7 +274,7 @@ def _decoded(vr: bytes, value: bytes, order: str) -> Any:
         except ValueError:
             return None
     elif vr in _NUMBERS:
-        size = struct.calcsize(_NUMBERS[vr])
+        size = struct.calcsize(f"<{_NUMBERS[vr]}")
         if not value or len(value) % size:
             return None
         numbers = struct.unpack(f"{order}{len(value) // size}{_NUMBERS[vr]}", value)

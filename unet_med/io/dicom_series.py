@@ -458,6 +458,7 @@ class _Series:
             if not header.grouped:
                 unplaced.append(header)
                 continue
+            self._check_files([header])
             frames = frame_headers(header, number, count)
             count += len(frames)
             if not frames[0].has_place:
