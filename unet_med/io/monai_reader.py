@@ -6,7 +6,8 @@ refusal waits until ``get_data``, where it ends the loading.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from unet_med.errors import InputRefusedError, UnetMedError, UsageError
 from unet_med.geometry import Geometry
+from unet_med.io.annotations import AnnotationSource, belongs_to, open_label
 from unet_med.io.discover import discover, open_source
-from unet_med.io.source import IntakeOptions
-from unet_med.volume import Volume
+from unet_med.io.source import IntakeOptions, SourceRef
+from unet_med.volume import ImageSource, Volume
 
+_SEVERAL = {"series", "channels"}
 AnyPath = str | PathLike[str]
 
 
@@ -30,42 +33,81 @@ class UnetMedReader(ImageReader):  # type: ignore[misc]
     """Reads any file, or the one DICOM series of a folder, that this package reads.
 
     Arrays come as (I, J[, K]) for one channel and (C, I, J[, K]) for several. The affine is RAS+ mm, as MONAI's own
-    readers give it: 4x4 for volumes, 3x3 for pictures. An uncalibrated image gets the identity.
+    readers give it: 4x4 for volumes, 3x3 for pictures. An uncalibrated image gets the identity. A DICOM SEG alone gives
+    its label values on its own grid.
+
+    With ``labels=True`` the paths of one call hold one label (a DICOM SEG, an RTSTRUCT, or a label file) and, for
+    DICOM, the series that it refers to, for example both in one folder; the label values come on that series' grid.
 
     Args:
         frame: Which frame of images that have several.
-        options: The intake options: axes, pixel size, channels, series.
+        options: The intake options.
+        labels: Read the label instead of the image.
+        **switches: Single intake options by name (``series="s013"``, ``untilt=True``, ``axes="ZYX"``, ...), which is
+            all that a configuration file needs: ``LoadImaged(keys, reader="unet_med.io.monai_reader.UnetMedReader",
+            untilt=True)``.
+
+    Raises:
+        UsageError: There is no such switch.
     """
 
-    def __init__(self, frame: int = 0, options: IntakeOptions = IntakeOptions()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        frame: int = 0,
+        options: IntakeOptions = IntakeOptions(),  # noqa: B008
+        *,
+        labels: bool = False,
+        **switches: Any,
+    ) -> None:
         super().__init__()
         self.frame = frame
-        self.options = options
+        self.options = _with_switches(options, switches)
+        self.labels = labels
 
     def verify_suffix(self, filename: Sequence[AnyPath] | AnyPath) -> bool:
         """Whether the files may be tried: any file or folder that exists (DICOM needs no suffix)."""
         return all(Path(name).exists() for name in _listed(filename))
 
     def read(self, data: Sequence[AnyPath] | AnyPath, **kwargs: Any) -> list[Volume | UnetMedError]:
-        """Returns one volume for each path, or why there is none; several become channels in :meth:`get_data`."""
-        return [self._read_one(Path(name)) for name in _listed(data)]
+        """Returns one volume for each path, or why there is none; several become channels in :meth:`get_data`.
 
-    def _read_one(self, path: Path) -> Volume | UnetMedError:
-        try:
-            return self._volume(path)
-        except UnetMedError as error:
-            return error
+        Of labels there is one for all paths.
+        """
+        paths = [Path(name) for name in _listed(data)]
+        if self.labels:
+            return [_or_error(lambda: self._label(paths))]
+        return [_or_error(lambda path=path: self._image(path)) for path in paths]  # type: ignore[misc]
 
-    def _volume(self, path: Path) -> Volume:
+    def _image(self, path: Path) -> Volume:
         found = discover(path, self.options)
-        if len(found.sources) != 1:
+        if not found.sources and len(found.annotations) == 1:
+            return AnnotationSource(found.annotations[0]).read(frame=self.frame)
+        return self._only(found.sources).read(frame=self.frame)
+
+    def _only(self, sources: Sequence[SourceRef]) -> ImageSource:
+        if len(sources) != 1:
             raise UsageError(
-                f"{len(found.sources)} images, not one", remedy="give the path of one image or of one series' folder"
+                f"{len(sources)} images, not one",
+                remedy="give the path of one image or of one series' folder, or choose with series=",
             )
-        source = found.sources[0]
-        if not source.usable:
-            raise InputRefusedError(source.reason, source.id)
-        return open_source(source).read(frame=self.frame)
+        return open_source(sources[0])
+
+    def _label(self, paths: Sequence[Path]) -> Volume:
+        found = [discover(path, self.options) for path in paths]
+        labels = [one for discovery in found for one in discovery.annotations]
+        images = [one for discovery in found for one in discovery.sources]
+        if not labels:
+            return self._only(images).read(frame=self.frame)
+        if len(labels) > 1:
+            raise UsageError(f"{len(labels)} labels, not one", remedy="give the file of one label, and its series")
+        images = [image for image in images if belongs_to(labels[0], image)]
+        if not images:
+            return AnnotationSource(labels[0]).read()
+        if len(images) > 1:
+            raise UsageError(
+                f"the label refers to {len(images)} images that are there", remedy="choose one with series="
+            )
+        return open_label(labels[0], images[0]).read()
 
     def get_data(
         self, img: Sequence[Volume | UnetMedError] | Volume | UnetMedError
@@ -89,6 +131,24 @@ class UnetMedReader(ImageReader):  # type: ignore[misc]
         array = volumes[0].array if len(volumes) == 1 else np.concatenate([volume.array for volume in volumes])
         single = array.shape[0] == 1
         return (array[0] if single else array), _meta(first, float("nan") if single else 0)
+
+
+def _or_error(read: Callable[[], Volume]) -> Volume | UnetMedError:
+    try:
+        return read()
+    except UnetMedError as error:
+        return error
+
+
+def _with_switches(options: IntakeOptions, switches: Mapping[str, Any]) -> IntakeOptions:
+    known = {field.name for field in fields(IntakeOptions)}
+    unknown = sorted(set(switches) - known)
+    if unknown:
+        raise UsageError(f"no such option: {', '.join(unknown)}", "UnetMedReader", f"give {', '.join(sorted(known))}")
+    given = dict(switches)
+    for name in _SEVERAL & switches.keys():
+        given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
+    return replace(options, **given)
 
 
 def _listed(names: Sequence[AnyPath] | AnyPath) -> Iterable[AnyPath]:
