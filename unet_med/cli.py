@@ -382,9 +382,10 @@ def predict(
     also: Annotated[
         list[str], typer.Option("--also", metavar="MODEL2", help="Average with this model (repeatable).")
     ] = [],
-    formats: Annotated[
-        list[str], typer.Option("--format", metavar="NAME,...", help="Formats of the masks: nifti.")
-    ] = [],
+    formats: FormatOption = [],
+    seg_type: SegTypeOption = "binary",
+    labels: LabelsOption = None,
+    deidentify: DeidentifyOption = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored copies: slower, a little better.")] = False,
     device: DeviceOption = "auto",
     memory_gb: MemoryOption = None,
@@ -409,7 +410,10 @@ def predict(
         input_,
         out,
         also=also,
-        formats=[name for entry in formats for name in entry.split(",") if name],
+        formats=formats,
+        seg_type=seg_type,
+        labels=labels,
+        deidentify=deidentify,
         tta=tta,
         device=device,
         memory_gb=memory_gb,
@@ -445,6 +449,7 @@ def run(
     max_minutes: MinutesOption = None,
     device: DeviceOption = "auto",
     set_: SetOption = [],
+    formats: FormatOption = [],
     series: SeriesOption = [],
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
@@ -467,6 +472,7 @@ def run(
         overrides=set_,
         intake=intake,
         overwrite=overwrite,
+        formats=formats,
     )
 
 
@@ -627,6 +633,8 @@ def _report(error: BaseException, debug: bool) -> int:
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     for detail in details:
         typer.echo(f"  - {detail}", err=True)
+    if isinstance(error, ConfigError) and error.example:
+        typer.echo(f"\n{error.example}", err=True)
     return code
 
 

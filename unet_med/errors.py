@@ -45,11 +45,17 @@ class UsageError(UnetMedError):
 
 
 class ConfigError(UsageError):
-    """A pipeline file does not describe a pipeline; ``problems`` lists every fault found."""
+    """A pipeline file does not describe a pipeline; ``problems`` lists every fault found.
 
-    def __init__(self, what: str, where: str = "", remedy: str = "", problems: tuple[str, ...] = ()) -> None:
+    ``example`` is text to copy into a file, as it is.
+    """
+
+    def __init__(
+        self, what: str, where: str = "", remedy: str = "", problems: tuple[str, ...] = (), example: str = ""
+    ) -> None:
         super().__init__(what, where, remedy)
         self.problems = problems
+        self.example = example
 
 
 class InputRefusedError(UnetMedError):

@@ -23,9 +23,10 @@ SURFACE = {
     "plan": "pipeline --data --memory-gb --explain --set",
     "train": "pipeline --data --out --fold --max-minutes --resume --device --set --overwrite",
     "evaluate": "model --data --out --fold --split --allow-training-cases --device --overwrite",
-    "predict": f"model input_ out --also --format --tta --device --memory-gb --part {INTAKE} --overwrite",
+    "predict": "model input_ out --also --format --seg-type --labels --deidentify --tta --device --memory-gb --part "
+    f"{INTAKE} --overwrite",
     "score": "predictions references --task --tolerance-mm",
-    "run": f"pipeline folder --out --max-minutes --device --set {INTAKE} --overwrite",
+    "run": f"pipeline folder --out --max-minutes --device --set --format {INTAKE} --overwrite",
     "demo": "kind --out --max-minutes --overwrite",
     "doctor": "target input_",
     "info": "model",

@@ -19,7 +19,8 @@ from unet_med.inference.peak import peak_mb, reset_peak
 from unet_med.inference.predictor import Predictor, is_out_of_memory
 from unet_med.inference.worker import CaseJob
 from unet_med.io.atomic import whole_file
-from unet_med.io.sinks import open_mask_sink
+from unet_med.io.export.formats import FORMATS
+from unet_med.io.sinks import VolumeMaskSink, check_formats, open_mask_sink
 from unet_med.labels import LabelMap
 from unet_med.manifest import ManifestCase
 from unet_med.metrics import case_metrics
@@ -122,6 +123,8 @@ def score_case(predictor: Predictor, truth: ManifestCase) -> tuple[dict[str, Any
 
 def _do(predictor: Predictor, job: CaseJob, work: _Work) -> None:
     case = job.case
+    check_formats(case.reference_source(), job.export)
+    unsure = any(FORMATS[name].needs_probabilities(job.export) for name in job.export.formats)
     opened = case.open()
     shown = _Shown()
     pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
@@ -136,11 +139,13 @@ def _do(predictor: Predictor, job: CaseJob, work: _Work) -> None:
         for position, frame in enumerate(case.frames):
             volume = opened.read(frame=frame)
             truth = None if job.truth is None else _truth(job.truth, predictor.labels, frame)
-            prediction = predictor.predict(volume)
+            prediction = predictor.predict(volume, probabilities=unsure)
             work.notes += [note for note in prediction.notes if note not in work.notes]
             if sink is None:
                 sink = _open_sink(job, predictor.labels, provenance)
             sink.write(None, prediction.labels, position)
+            if prediction.probabilities is not None and isinstance(sink, VolumeMaskSink):
+                sink.write_probabilities(prediction.probabilities)
             number = frame if len(case.frames) > 1 else None
             work.volumes += label_volumes(prediction.labels, volume.geometry, predictor.labels, number)
             if truth is not None:
@@ -153,7 +158,7 @@ def _do(predictor: Predictor, job: CaseJob, work: _Work) -> None:
         if pairs:
             work.scores = _scores(pairs, case.geometry, predictor.labels)
         if job.preview:
-            work.files.append(_write_preview(job, shown, predictor.labels))
+            work.files.append(_write_preview(job, shown, job.export.labels or predictor.labels))
     except BaseException:
         if sink is not None:
             sink.abort()
@@ -162,7 +167,7 @@ def _do(predictor: Predictor, job: CaseJob, work: _Work) -> None:
 
 def _open_sink(job: CaseJob, labels: LabelMap, provenance: Mapping[str, Any]) -> MaskSink:
     target = job.folder / job.masks / job.name
-    return open_mask_sink(job.case.reference_source(), target, labels, provenance)
+    return open_mask_sink(job.case.reference_source(), target, labels, provenance, job.export)
 
 
 def _close(sink: MaskSink) -> list[Path]:

@@ -35,10 +35,12 @@ class Prediction:
     Attributes:
         labels: (I, J[, K]) uint8 or uint16 on the volume's grid.
         notes: What was not as planned (a smaller window, ...); empty mostly.
+        probabilities: (labels, I, J[, K]) float32 from 0 to 1, one for each label; only where asked for.
     """
 
     labels: npt.NDArray[np.uint8 | np.uint16]
     notes: list[str]
+    probabilities: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,12 @@ class Predictor:
         if mirror and not all(model.mirror_axes for model in self._models):
             self.notes.append("mirroring has no effect on a model whose training mirrored no axis")
 
-    def predict(self, volume: Volume) -> Prediction:
+    def predict(self, volume: Volume, probabilities: bool = False) -> Prediction:
         """Labels a volume.
 
         Args:
             volume: (C, I, J[, K]); a 2-D model labels a volume slice by slice.
+            probabilities: Also return how likely each label is; 4 bytes for each label and voxel.
 
         Raises:
             ModelError: when the number of channels is not the models' own.
@@ -125,13 +128,17 @@ class Predictor:
             if total is None:
                 raise ModelError("no model was given", remedy="give at least one bundle")
             labels = _labels_from(total, self.labels)
+            likely = _probabilities(total.div_(len(self._models)), self.labels) if probabilities else None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             raise _no_memory() from error
         settings = self._models[0].bundle.config.postprocess
         cleaned = postprocess_labels(labels, settings, self.labels)
-        return Prediction(cleaned.astype(labels.dtype, copy=False), notes)
+        if likely is not None:
+            for place, label in enumerate(self.labels.labels):
+                likely[place][(labels == label.index) & (cleaned != label.index)] = 0.0
+        return Prediction(cleaned.astype(labels.dtype, copy=False), notes, likely)
 
     def _set_up(self, bundle: Bundle, mirror: bool | None) -> _Model:
         config = bundle.config
@@ -292,6 +299,24 @@ def _labels_from(logits: torch.Tensor, label_map: LabelMap) -> npt.NDArray[Any]:
     for start in range(step, array.shape[1], step):
         labels[start : start + step] = label_map.from_outputs(array[:, start : start + step])
     return labels
+
+
+def _probabilities(logits: torch.Tensor, label_map: LabelMap) -> npt.NDArray[np.float32]:
+    """Returns for each label how likely it is: (labels, ...) from logits (outputs, ...), which are overwritten.
+
+    A region's own label is what is left of the region outside of all regions that are painted over it.
+    """
+    if not label_map.regions:
+        for row in range(logits.shape[1]):
+            logits[:, row] = torch.softmax(logits[:, row], dim=0)
+        return np.ascontiguousarray(logits[1:].numpy())
+    found = np.zeros((len(label_map.labels), *logits.shape[1:]), dtype=np.float32)
+    places = {label.index: place for place, label in enumerate(label_map.labels)}
+    outside = torch.ones(logits.shape[1:])
+    for value, region in reversed(list(zip(label_map.region_values(), logits.sigmoid_(), strict=True))):
+        found[places[value]] = (region * outside).numpy()
+        outside *= 1.0 - region
+    return found
 
 
 def _times(size: Sequence[int]) -> str:

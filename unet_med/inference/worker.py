@@ -16,9 +16,11 @@ import struct
 import sys
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from unet_med.io.export.mask import ExportOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,6 +65,7 @@ class CaseJob:
         masks: Folder of the masks below ``folder``; empty for ``folder`` itself.
         preview: Whether to draw one, to ``folder / previews``.
         truth: The case of a manifest to score against; ``None`` for no scores.
+        export: How the mask is written.
     """
 
     case: Case
@@ -72,6 +75,7 @@ class CaseJob:
     masks: str = ""
     preview: bool = True
     truth: ManifestCase | None = None
+    export: ExportOptions = field(default_factory=ExportOptions)
 
 
 def send(pipe: BinaryIO, message: object) -> None:

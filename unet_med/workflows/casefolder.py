@@ -24,6 +24,8 @@ from unet_med.inference.process import Worker, WorkerDiedError
 from unet_med.inference.worker import CaseJob
 from unet_med.io.atomic import whole_file, write_json
 from unet_med.io.cases import Case
+from unet_med.io.export.mask import ExportOptions
+from unet_med.io.export.sidecars import write_label_tables
 from unet_med.manifest import ManifestCase
 from unet_med.workflows.journal import MAX_DEATHS, Claim, Journal, input_state
 
@@ -47,6 +49,7 @@ class CaseFolder:
         models: The models, the first one first.
         options: What else decides the result; recorded with every mask.
         masks: Folder of the masks below the output folder; empty for itself.
+        export: How masks are written.
         refused: Records of what discovery refused already.
         skipped: What discovery left out: ``what``, ``count``, ``reason``.
         table: Files of each id, kept where only this user can read it.
@@ -56,6 +59,7 @@ class CaseFolder:
     models: Sequence[BundleInfo]
     options: Mapping[str, Any]
     masks: str = ""
+    export: ExportOptions = field(default_factory=ExportOptions)
     refused: Sequence[Mapping[str, Any]] = ()
     skipped: Sequence[Mapping[str, Any]] = ()
     table: Mapping[str, Sequence[Path]] = field(default_factory=dict)
@@ -126,8 +130,10 @@ class CaseFolder:
         }
 
     def write_report(self) -> dict[str, Any]:
-        """Writes ``report.json`` and ``volumes.csv``; returns the report."""
+        """Writes ``report.json``, ``volumes.csv`` and, beside NIfTI masks, label tables; returns the report."""
         content = self.report()
+        if any(str(name).endswith(".nii.gz") for entry in content["cases"] for name in entry["outputs"]):
+            write_label_tables(self.journal.out / self.masks, self.export.labels or self.models[0].labels)
         write_json(self.journal.out / REPORT, content, REPORT)
         rows = [
             {"id": record["id"], "ml": row["value"] if row["unit"] == "ml" else None, **row}
@@ -170,6 +176,7 @@ class CaseFolder:
             self._provenance(case, state["sha256"]),
             masks=self.masks,
             truth=truth,
+            export=self.export,
         )
         why = "its process"
         while claim.deaths < MAX_DEATHS:

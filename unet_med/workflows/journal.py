@@ -27,7 +27,8 @@ import psutil
 
 from unet_med.errors import UsageError
 from unet_med.identity import file_sha256, files_sha256, write_private_table
-from unet_med.io.atomic import disk_errors, write_json
+from unet_med.io.atomic import disk_errors, remove, write_json
+from unet_med.io.export.sidecars import ITKSNAP_LABELS, SLICER_COLOURS
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Journal:
             return False
         if record["status"] != "done":
             return bool(record.get("deaths", 0) >= MAX_DEATHS) or record["recorded"] >= self._started
-        if not all((self.out / name).is_file() for name in record["outputs"]):
+        if not all((self.out / name).exists() for name in record["outputs"]):
             return False
         return same_input(record.get("input"), files)
 
@@ -100,7 +101,7 @@ class Journal:
         Args:
             claim: What :meth:`claim` returned.
             record: JSON-able; ``id``, ``status`` and ``outputs`` at least.
-            outputs: Files below ``claim.staging``; each goes to the same place below ``out``.
+            outputs: Files and folders below ``claim.staging``; each goes to the same place below ``out``.
 
         Raises:
             MachineError: when the disk is full; nothing of the case is recorded then.
@@ -108,10 +109,12 @@ class Journal:
         earlier = self.record(claim.case_id) or {}
         with disk_errors(claim.case_id):
             for name in set(earlier.get("outputs", [])) - set(record["outputs"]):
-                (self.out / name).unlink(missing_ok=True)
+                _remove_output(self.out, name)
             for path in outputs:
                 target = self.out / path.relative_to(claim.staging)
                 target.parent.mkdir(parents=True, exist_ok=True)
+                if target.is_dir():
+                    _remove_output(self.out, target.relative_to(self.out).as_posix())
                 path.replace(target)
             full = {**record, "deaths": claim.deaths, "recorded": time.time()}
             write_json(self._record_file(claim.case_id), full, claim.case_id)
@@ -335,13 +338,20 @@ def _clear(out: Path) -> None:
     for path in folder.glob("*.done.json"):
         record = _read(path) or {}
         for name in record.get("outputs", []):
-            target = out / str(name)
-            if target.resolve().is_relative_to(out.resolve()):
-                target.unlink(missing_ok=True)
-    for name in ("report.json", "volumes.csv", "metrics.json", "cases.csv"):
+            _remove_output(out, str(name))
+    for name in ("report.json", "volumes.csv", "metrics.json", "cases.csv", ITKSNAP_LABELS, SLICER_COLOURS):
         (out / name).unlink(missing_ok=True)
+        (out / "masks" / name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     (out / JOURNAL).unlink(missing_ok=True)
+
+
+def _remove_output(out: Path, name: str) -> None:
+    """Removes a file or a folder that a record names as an output; never ``out`` itself or what lies elsewhere."""
+    target = out / name
+    inside = target.parent.resolve().is_relative_to(out.resolve())
+    if inside and target.name not in ("", "..") and target.resolve() != out.resolve():
+        remove(target)
 
 
 def _create(path: Path, content: Mapping[str, Any]) -> bool:

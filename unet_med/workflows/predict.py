@@ -16,13 +16,15 @@ from unet_med.inference.process import Worker
 from unet_med.inference.worker import Setup
 from unet_med.io.cases import Case, group_cases
 from unet_med.io.discover import discover
+from unet_med.io.export.choices import export_options
+from unet_med.io.export.formats import parse_formats
+from unet_med.io.export.mask import ExportOptions, SegType
 from unet_med.io.source import IntakeOptions, SourceRef
 from unet_med.workflows.casefolder import REPORT, CaseFolder, refused_entry, starved
-from unet_med.workflows.journal import JOURNAL, folder_key, open_job
+from unet_med.workflows.journal import JOURNAL, file_key, folder_key, open_job
 from unet_med.workflows.outcome import DONE, MACHINE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 
-FORMATS = ("nifti",)
 _SHOWN = 20
 
 
@@ -38,33 +40,42 @@ def predict(
     part: str | None = None,
     intake: IntakeOptions = IntakeOptions(),  # noqa: B008
     overwrite: bool = False,
+    seg_type: SegType = "binary",
+    labels: Path | None = None,
+    deidentify: bool = False,
 ) -> Outcome:
     """Segments every image of a folder, each on its own grid.
 
     Args:
         model: Bundle folder, run folder, or an MLflow address.
         input: Folder or file; only read.
-        out: Receives ``<id>.nii.gz`` (pictures and uncalibrated images: ``<id>.tif``), ``<id>.json``,
-            ``previews/<id>.png``, ``report.json`` and ``volumes.csv``.
+        out: Receives ``<id>.nii.gz`` (pictures and uncalibrated images: ``<id>.tif``) and the other formats,
+            ``<id>.json``, ``previews/<id>.png``, ``report.json``, ``volumes.csv`` and label tables.
         also: More models; logits are averaged.
-        formats: ``nifti`` or nothing; where an image has no place in space it is a TIFF.
+        formats: Names of :data:`unet_med.io.export.formats.FORMATS`; nothing for ``nifti``, which is a TIFF where an
+            image has no place in space.
         tta: Average over mirrored copies.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         memory_gb: Memory that a forward pass may use.
         part: ``I/N``: only the I-th of N shares of the cases.
         intake: How images are read.
         overwrite: Replace what an earlier job left in ``out``.
+        seg_type: Kind of DICOM SEG.
+        labels: File of colours and codes of the labels.
+        deidentify: Leave the patient out of DICOM outputs.
 
     Raises:
-        UsageError: for an ``out`` that is the input or lies in it, or belongs to another job.
+        UsageError: for an ``out`` that is the input or lies in it, or belongs to another job, or an unknown format.
+        ConfigError: for a format that needs codes of the labels which nobody gave.
         ModelError: when a model cannot be loaded.
         NothingUsableError: when no image can be used.
         MachineError: when the disk is full.
     """
-    _check_formats(formats)
+    parse_formats(formats)
     share = _share(part)
     _check_places(input, out)
     models = [read_bundle_info(name) for name in (model, *also)]
+    export = export_options(models[0].labels, formats, seg_type, labels, deidentify)
     worker = Worker(_setup(models, tta, device, memory_gb))
     if not (out / JOURNAL).exists():
         worker.start()  # the model is loaded while the folder is searched
@@ -74,13 +85,14 @@ def predict(
         refused = [source for source in discovery.sources if not source.usable]
         if not cases:
             raise _nothing_usable(refused, sum(entry.count for entry in discovery.skipped))
-        options = {"tta": tta, "formats": sorted(set(formats)), "intake": asdict(intake)}
+        options = {"tta": tta, **_asked(export, labels), "intake": asdict(intake)}
         job = _job(models, options) | {"input": folder_key(input)}
         folder = CaseFolder(
             open_job(out, job, overwrite),
             models,
             options,
             refused=[refused_entry(source.id, source.reason) for source in refused],
+            export=export,
             skipped=[asdict(entry) for entry in discovery.skipped],
             table={source.id: source.files for source in discovery.sources},
         )
@@ -97,17 +109,19 @@ def predict_cases(
     device: str = "auto",
     memory_gb: float | None = None,
     overwrite: bool = False,
+    formats: Sequence[str] = (),
 ) -> Outcome:
     """Segments cases that are known already, for example the unlabelled ones of a manifest; else as :func:`predict`."""
     if not cases:
         raise NothingUsableError("no case was given", remedy="give at least one image")
     infos = [read_bundle_info(name) for name in models]
+    export = export_options(infos[0].labels, formats)
     worker = Worker(_setup(infos, tta, device, memory_gb))
     try:
         names = hashlib.sha256("\n".join(sorted(case.id for case in cases)).encode()).hexdigest()[:16]
-        options = {"tta": tta}
+        options = {"tta": tta, **_asked(export, None)}
         journal = open_job(out, _job(infos, options) | {"input": names}, overwrite)
-        return _run(CaseFolder(journal, infos, options), cases, worker)
+        return _run(CaseFolder(journal, infos, options, export=export), cases, worker)
     finally:
         worker.stop()
 
@@ -162,10 +176,14 @@ def _job(models: Sequence[BundleInfo], options: Mapping[str, Any]) -> dict[str, 
     return {"command": "predict", "model_sha256": [info.sha256 for info in models], "options": dict(options)}
 
 
-def _check_formats(formats: Sequence[str]) -> None:
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise UsageError(f"unknown format {unknown[0]!r}", "--format", f"use one of: {', '.join(FORMATS)}")
+def _asked(export: ExportOptions, labels: Path | None) -> dict[str, Any]:
+    """What decides how masks are written, for the job's identity and the provenance."""
+    return {
+        "formats": list(export.formats),
+        "seg_type": export.seg_type,
+        "deidentify": export.deidentify,
+        "labels_sha256": None if labels is None else file_key(labels),
+    }
 
 
 def _check_places(source: Path, out: Path) -> None:

@@ -12,6 +12,7 @@ from unet_med.bundle import read_bundle_info
 from unet_med.errors import UsageError
 from unet_med.inference.device import choose_device
 from unet_med.io.atomic import write_json
+from unet_med.io.export.formats import parse_formats
 from unet_med.io.source import IntakeOptions
 from unet_med.manifest import load_manifest
 from unet_med.workflows.check import check
@@ -35,6 +36,7 @@ def run(
     overrides: Sequence[str] = (),
     intake: IntakeOptions = IntakeOptions(),  # noqa: B008
     overwrite: bool = False,
+    formats: Sequence[str] = (),
 ) -> Outcome:
     """Scans a folder, pairs images and labels, trains, scores, and predicts what has no label.
 
@@ -49,12 +51,14 @@ def run(
         overrides: ``a.b=c`` changes of the pipeline.
         intake: How the folder is read.
         overwrite: Replace what an earlier run left in ``out``.
+        formats: Formats of the masks, as for ``predict``.
 
     Raises:
-        UsageError: if ``out`` lies inside ``folder``.
+        UsageError: if ``out`` lies inside ``folder``, or there is no such format.
     """
     if out.resolve().is_relative_to(folder.resolve()):
         raise UsageError("the output folder lies inside the input folder", "--out", "choose a folder beside it")
+    parse_formats(formats)
     steps: dict[str, Outcome] = {}
     manifest = out / "manifest.json"
     steps["scan"] = scan(folder, intake)
@@ -79,7 +83,12 @@ def run(
     unlabelled = [case for case in load_manifest(manifest).test if case.case.label is None]
     if unlabelled:
         steps["predict"] = predict_cases(
-            [str(model)], [case.case for case in unlabelled], out / "masks", device=device, overwrite=overwrite
+            [str(model)],
+            [case.case for case in unlabelled],
+            out / "masks",
+            device=device,
+            overwrite=overwrite,
+            formats=formats,
         )
     return _report(steps, out)
 
