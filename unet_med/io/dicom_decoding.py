@@ -676,5 +676,7 @@ def _run_lengths(frame: Frame, unpack: Callable[[bytes], bytes | bytearray]) -> 
         unpacked = unpack(data[start:stop])
         if len(unpacked) < pixels:
             raise _StreamError(_CUT)
+        if len(unpacked) >= pixels + max(frame.columns, 2):
+            raise _StreamError(_OTHER_SIZE)  # a row more than there should be is no padding
         words[:, planes - 1 - plane] = np.frombuffer(unpacked, np.uint8, pixels)
     return words.view(f"<u{planes}").reshape(frame.rows, frame.columns)
