@@ -12,8 +12,8 @@ How to use it::
 - ``Frame(index, move=(0, 1.5, 0))`` shifts the frame by mm (LPS) without its values lying about where they are.
 - ``Frame(index, groups={"MREchoSequence": group(EffectiveEchoTime=4.9)})`` adds functional groups; several items are
   ``[group(...), group(...)]``; nested sequences are ``group(DiffusionGradientDirectionSequence=[group(...)])``.
-- ``enhanced(..., shared=("orientation", "measures", "rescale"))``: what stands in the shared functional groups; the rest
-  stands with each frame. ``rescale`` may be shared only when all frames have one slope and intercept.
+- ``enhanced(..., shared=("orientation", "measures", "rescale"))``: what stands in the shared functional groups; the
+  rest stands with each frame. ``rescale`` may be shared only when all frames have one slope and intercept.
 - ``enhanced(..., dimensions=[0x00209057, ...])`` writes the DimensionIndexSequence, ``Frame(index, position=(1, 2))``
   the frame's DimensionIndexValues.
 - ``echo(ms)``, ``diffusion(b, direction)``, ``time_point(number)``, ``kv(value)``, ``frame_type(*parts)`` and
