@@ -13,6 +13,7 @@ from unet_med.errors import InputRefusedError, MachineError, ModelError
 from unet_med.geometry import Geometry, reorient
 from unet_med.inference import predictor as predictor_module
 from unet_med.inference.predictor import Predictor
+from unet_med.labels import LabelMap
 from unet_med.volume import Volume
 
 
@@ -229,3 +230,39 @@ def test_large_images_are_labelled_in_slabs(tiny_bundle, monkeypatch: pytest.Mon
     volume = _volume()
     labels = Predictor([load_bundle(tiny_bundle())], "cpu").predict(volume).labels
     assert np.mean(labels != _expected(volume)) < 1e-3
+
+
+def test_probabilities_are_the_softmax_of_averaged_logits(tiny_bundle) -> None:
+    volume = _volume()
+    bundles = [load_bundle(tiny_bundle("one")), load_bundle(tiny_bundle("two"))]
+    assert Predictor(bundles[:1], "cpu").predict(volume).probabilities is None
+    alone = Predictor(bundles[:1], "cpu").predict(volume, probabilities=True)
+    found = alone.probabilities
+    assert found is not None
+    assert (found.shape, found.dtype) == ((2, *volume.geometry.shape), np.float32)
+    z = (volume.array[0] - volume.array[0].mean()) / volume.array[0].std()
+    powers = np.exp(np.stack([np.zeros_like(z), np.maximum(z, 0), np.maximum(-z - 1.5, 0)]))
+    np.testing.assert_allclose(found, (powers / powers.sum(axis=0))[1:], atol=2e-2)
+    together = Predictor(bundles, "cpu").predict(volume, probabilities=True)
+    assert together.probabilities is not None
+    np.testing.assert_allclose(together.probabilities, found, atol=1e-5)
+    np.testing.assert_array_equal(together.labels, alone.labels)
+
+
+def test_what_is_left_of_a_region_belongs_to_its_own_label() -> None:
+    label_map = LabelMap.from_names({"a": 1, "b": 2, "c": 3}, {"whole": [1, 2, 3], "core": [2, 3], "inner": [3]})
+    logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)) * 3
+    whole, core, inner = logits.sigmoid().numpy()
+    found = predictor_module._probabilities(logits.clone(), label_map)
+    np.testing.assert_allclose(found[2], inner, atol=1e-6)
+    np.testing.assert_allclose(found[1], core * (1 - inner), atol=1e-6)
+    np.testing.assert_allclose(found[0], whole * (1 - core) * (1 - inner), atol=1e-6)
+    assert found.sum(axis=0).max() <= 1 + 1e-6
+
+
+def test_what_was_cleaned_away_is_not_likely(tiny_bundle) -> None:
+    bundle = load_bundle(tiny_bundle(postprocess__minimum_voxels=10**6))
+    prediction = Predictor([bundle], "cpu").predict(_volume(), probabilities=True)
+    assert not prediction.labels.any()
+    assert prediction.probabilities is not None
+    assert prediction.probabilities[0].max() < 0.5

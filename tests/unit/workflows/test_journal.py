@@ -74,6 +74,31 @@ def test_what_a_case_no_longer_makes_is_removed(tmp_path: Path, scan: Path) -> N
     assert not list(out.glob("a.*"))
 
 
+def _finish_folder(journal: Journal, scan: Path, pictures: int) -> None:
+    claim = journal.claim("a")
+    assert claim is not None
+    folder = claim.staging / "a.sc"
+    folder.mkdir()
+    for number in range(pictures):
+        (folder / f"{number:04d}.dcm").touch()
+    journal.finish(claim, {"id": "a", "status": "done", "outputs": ["a.sc"], "input": input_state([scan])}, [folder])
+
+
+def test_an_output_may_be_a_folder(tmp_path: Path, scan: Path) -> None:
+    out = tmp_path / "out"
+    journal = open_job(out, JOB, overwrite=False)
+    _finish_folder(journal, scan, 3)
+    assert journal.is_done("a", [scan])
+    _finish_folder(journal, scan, 2)
+    assert sorted(path.name for path in (out / "a.sc").iterdir()) == ["0000.dcm", "0001.dcm"]
+    _finish(journal, "a", scan, status="refused", names=())
+    assert not (out / "a.sc").exists()
+    _finish_folder(journal, scan, 1)
+    (out / "mine").mkdir()
+    open_job(out, JOB | {"command": "other"}, overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == ["journal", "journal.json", "mine"]
+
+
 def test_refused_cases_are_tried_again_by_the_next_start_only(tmp_path: Path, scan: Path) -> None:
     journal = open_job(tmp_path / "out", JOB, overwrite=False)
     _finish(journal, "a", scan, status="refused", names=())
@@ -113,9 +138,12 @@ def test_overwriting_reaches_nothing_outside_the_folder(tmp_path: Path, scan: Pa
     _finish(journal, "a", scan)
     record = out / "journal" / "a.done.json"
     content = json.loads(record.read_text(encoding="utf-8"))
-    record.write_text(json.dumps({**content, "outputs": ["../scan.nii.gz"]}), encoding="utf-8")
+    (out / "mine").touch()
+    outputs = ["../scan.nii.gz", "", ".", "..", "journal/..", "../out", str(scan)]
+    record.write_text(json.dumps({**content, "outputs": outputs}), encoding="utf-8")
     open_job(out, JOB, overwrite=True)
     assert scan.exists()
+    assert (out / "mine").exists()
 
 
 def test_a_case_is_claimed_once(tmp_path: Path) -> None:
