@@ -24,6 +24,7 @@ import typer
 
 from unet_med.errors import ConfigError, MachineError, Terminated, UnetMedError, UsageError
 from unet_med.io.atomic import disk_errors, write_json
+from unet_med.redaction import PrivateFormatter, private_traceback, redacted
 from unet_med.version import __version__
 from unet_med.workflows.outcome import Outcome
 
@@ -628,7 +629,7 @@ def _plain(value: Any) -> Any:
 def _report(error: BaseException, debug: bool) -> int:
     """Prints one line about ``error`` on stderr and returns the exit code."""
     if debug:
-        traceback.print_exception(error)
+        typer.echo(private_traceback(error), err=True)
     code, message, details = _explain(error)
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     for detail in details:
@@ -681,21 +682,30 @@ def _place(error: BaseException) -> str:
 
 
 def _configure_logging(verbose: int, debug: bool) -> None:
-    """Shows this package's own log; libraries stay silent without ``--debug``, for they quote file headers."""
+    """Shows this package's own log; libraries stay silent without ``--debug``, and with it their words are redacted."""
     logger = logging.getLogger("unet_med")
-    for handler in [handler for handler in logger.handlers if handler.get_name() == "unet-med-cli"]:
-        logger.removeHandler(handler)
+    root = logging.getLogger()
+    for owner in (logger, root):
+        for earlier in [earlier for earlier in owner.handlers if earlier.get_name() == "unet-med-cli"]:
+            owner.removeHandler(earlier)
     handler = logging.StreamHandler()
     handler.set_name("unet-med-cli")
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logger.addHandler(handler)
+    handler.setFormatter(PrivateFormatter("%(levelname)s %(name)s: %(message)s"))
     logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
     if debug:
-        logging.basicConfig(level=logging.WARNING)
-        logger.removeHandler(handler)
+        root.addHandler(handler)
+        warnings.showwarning = _show_warning
     else:
-        logging.getLogger().addHandler(logging.NullHandler())
+        logger.addHandler(handler)
+        root.addHandler(logging.NullHandler())
         warnings.simplefilter("ignore")
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object, **__: object
+) -> None:
+    """Shows the warning of a library without what it quotes."""
+    typer.echo(f"{category.__name__} {Path(filename).name}:{lineno}: {redacted(str(message))}", err=True)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from unet_med.io.export.mask import ExportOptions
+from unet_med.redaction import PrivateFormatter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,7 +129,9 @@ def _start(setup: Setup, answers: BinaryIO) -> Predictor | None:
 
     if setup.log_level > logging.DEBUG:
         warnings.simplefilter("ignore")
-    logging.basicConfig(level=setup.log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrivateFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=setup.log_level, handlers=[handler])
     try:
         import torch
 
