@@ -80,6 +80,9 @@ _IMAGE = (
     *("WindowCenter", "WindowWidth", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
 )
 _CODES_OF_METHOD = "DeidentificationMethodCodeSequence"
+_REGRID_VOXELS = 0.02
+"""How far a slice may lie from its place on the grid of an untilted or resampled mask."""
+
 _EMPTY_DATE = "20000101"
 _EMPTY_TIME = "000000"
 
@@ -89,6 +92,10 @@ _ALLOWED = {
     "CS": re.compile(r"[A-Z0-9 _]{1,16}"),
     "UI": re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+"),
 }
+_LONGEST = {"SH": 16, "LO": 64}
+_NAMES_OF_RECORDS = ("PatientID", "AccessionNumber")
+"""By these an archive files an object: they are what the source says, however long."""
+
 _CHOICES = {
     "PatientSex": ("M", "F", "O"),
     "QualityControlSubject": ("YES", "NO"),
@@ -314,6 +321,8 @@ def _valid(header: Dataset, keyword: str) -> str:
         return value if _is_date(value) else ""
     if kind == "DS":
         return value if len(value) <= 16 and _is_number(value) else ""
+    if len(value) > _LONGEST.get(kind, len(value)) and keyword not in _NAMES_OF_RECORDS:
+        return ""
     if kind in _ALLOWED:
         return value if _ALLOWED[kind].fullmatch(value) else ""
     return value
@@ -500,8 +509,7 @@ def stamp_slices(export: MaskExport, reader: str, found: Sequence[FoundSlice], e
     """Compares slices that were read in a file with the mask in memory; slices without a label may be left out.
 
     Each slice must lie where a slice of the source lies, by its own position. A mask whose grid is not that of the
-    stored slices (untilted, resampled) is compared on these, voxel by voxel, and then on its grid, to which the found
-    slices are brought by their positions.
+    stored slices (untilted, resampled) is compared on these, voxel by voxel, and then on its grid.
 
     Args:
         export: The mask as it was meant.
@@ -526,10 +534,13 @@ def stamp_slices(export: MaskExport, reader: str, found: Sequence[FoundSlice], e
     meant = layout.labels_on_slices(export.labels)
     if exact and (different := int(np.count_nonzero(meant != stored))):
         raise _not_as_meant(f"{different} voxels differ on the stored slices", export.source.id)
-    on_grid = replace(export, labels=layout.labels_on_grid(meant).astype(np.uint16))
     origins = [places.get(number, layout.slice_affine(number))[:, 3] for number in range(len(layout.slices))]
-    ours = ReadBack(reader, _onto(export.geometry, stored, origins), export.geometry, exact=False)
-    return stamp(on_grid, ours, dice=0.9) | {"regridded": True}
+    starts = (np.array(origins) @ np.linalg.inv(export.geometry.to_lps()).T)[:, :3]
+    if (off := float(np.abs(starts - np.array(layout.regrid.origins)).max())) > _REGRID_VOXELS:
+        raise _not_as_meant(f"a slice lies {off:.3g} voxels off on the grid of the mask", export.source.id)
+    on_grid = replace(export, labels=layout.labels_on_grid(meant).astype(np.uint16))
+    ours = ReadBack(reader, layout.labels_on_grid(stored), export.geometry, exact)
+    return stamp(on_grid, ours) | {"regridded": True}
 
 
 def _not_as_meant(what: str, where: str) -> InputRefusedError:
@@ -559,19 +570,3 @@ def _grid(places: dict[int, FloatArray], layout: SliceLayout) -> Geometry:
         affine[:3, 2] = (places[last][:3, 3] - places[first][:3, 3]) / (last - first)
     affine[:3, 3] -= first * affine[:3, 2]
     return Geometry.from_lps(shape, affine)
-
-
-def _onto(grid: Geometry, stored: npt.NDArray[Any], origins: Sequence[FloatArray]) -> npt.NDArray[Any]:
-    """Returns labels of stored slices on a grid, each voxel from the pixel that is nearest along the grid's axes."""
-    out = np.zeros(grid.shape, dtype=stored.dtype)
-    starts = (np.array(origins) @ np.linalg.inv(grid.to_lps()).T)[:, :3]
-    for plane in range(grid.shape[2]):
-        nearest = int(np.abs(starts[:, 2] - plane).argmin())
-        start = np.rint(starts[nearest, :2]).astype(int)
-        picture = stored[:, :, nearest]
-        low = np.maximum(start, 0)
-        high = np.minimum(start + picture.shape, grid.shape[:2])
-        if (high > low).all():
-            a, b = low - start, high - start
-            out[low[0] : high[0], low[1] : high[1], plane] = picture[a[0] : b[0], a[1] : b[1]]
-    return out

@@ -209,6 +209,8 @@ def _stand_ins(source: SourceSeries) -> list[Dataset]:
         header.Columns, header.Rows = layout.size
         header.PixelSpacing = [ds(layout.spacing_mm[1]), ds(layout.spacing_mm[0])]
         header.SliceThickness = ds(abs(float(thickness)))
+        if layout.regrid is None:
+            header.SpacingBetweenSlices = ds(layout.step_mm)
         header.ImageOrientationPatient = [ds(value) for value in (*layout.row, *layout.column)]
         header.ImagePositionPatient = [ds(value) for value in stored.position]
         for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):

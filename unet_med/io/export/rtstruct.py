@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
+from pydicom.charset import default_encoding
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
@@ -29,6 +30,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 from scipy import ndimage
 
 from unet_med.errors import InputRefusedError
+from unet_med.geometry import CORNER_TOLERANCE_MM
 from unet_med.io.export.dicom_base import (
     MAKER,
     REPORT,
@@ -137,6 +139,7 @@ def _contours(source: SourceSeries, label: Label) -> Dataset:
         affine = source.layout.slice_affine(number)
         corners = np.array(outline, dtype=np.float64) - 0.5
         contour = Dataset()
+        contour.set_original_encoding(True, True, default_encoding)  # so that the coordinates are written as they are
         contour.ContourImageSequence = [source.reference(number)]
         contour.ContourGeometricType = "CLOSED_PLANAR"
         contour.NumberOfContourPoints = len(outline)
@@ -300,14 +303,21 @@ def check(path: Path, export: MaskExport) -> dict[str, Any]:
     if names != {label.index: label.name[:64].strip() for label in export.label_map.labels}:
         raise InputRefusedError("the written regions have other names than the labels", export.source.id, REPORT)
     found: dict[int, FoundSlice] = {}
-    heights = np.array([stored.position for stored in layout.slices]) @ layout.normal
+    normal = layout.normal
+    heights = np.array([stored.position for stored in layout.slices]) @ normal
+    inverses: dict[int, FloatArray] = {}
     for label, points in contours:
-        number = int(np.abs(heights - float(points[0] @ layout.normal)).argmin())
-        affine = layout.slice_affine(number)
-        places = (points - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
-        affine[:3, 3] += affine[:3, 2] * places[:, 2].mean()
-        one = found.setdefault(number, FoundSlice(affine, np.zeros(layout.size, dtype=np.uint16)))
-        inside = filled(places[:, :2], layout.size)
+        number = int(np.abs(heights - float(points[0] @ normal)).argmin())
+        if number not in inverses:
+            inverses[number] = np.asarray(np.linalg.inv(layout.slice_affine(number)), dtype=np.float64)
+        places = points @ inverses[number][:3, :3].T + inverses[number][:3, 3]
+        if number not in found:
+            affine = layout.slice_affine(number)
+            affine[:3, 3] += affine[:3, 2] * places[:, 2].mean()
+            found[number] = FoundSlice(affine, np.zeros(layout.size, dtype=np.uint16))
+        if np.ptp(places[:, 2]) * layout.step_mm > CORNER_TOLERANCE_MM:
+            raise InputRefusedError("a written contour is not plane", export.source.id, REPORT)
+        one, inside = found[number], filled(places[:, :2], layout.size)
         if np.any(one.labels[inside]):
             raise InputRefusedError("written contours overlap", export.source.id, REPORT)
         one.labels[inside] = label
