@@ -248,7 +248,7 @@ def _source_image(header: Dataset, number: int, layout: SliceLayout) -> SourceIm
     sop_class = _text(header, "SOPClassUID")
     frames = [stored.frame for stored in layout.slices if stored.file == number]
     sop_uid = next((stored.sop_uid for stored in layout.slices if stored.file == number), "")
-    several = len(frames) > 1 or any(frames) or int(header.get("NumberOfFrames") or 1) > 1
+    several = len(frames) > 1 or any(frames) or (number_in(header, "NumberOfFrames") or 1) > 1
     return SourceImage(sop_class, sop_uid, several or bool(_MULTI_FRAME.match(sop_class)))
 
 
@@ -303,9 +303,28 @@ def ds(value: float) -> str:
     return format_number_as_ds(0.0 if abs(number) < 1e-12 else number)
 
 
+def _value(header: Dataset, keyword: str) -> Any:
+    """Returns a value; ``None`` where there is none that can be read."""
+    try:
+        return header.get(keyword)
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError):
+        return None
+
+
+def number_in(header: Dataset, keyword: str) -> float | None:
+    """Returns the first number of an attribute; ``None`` where there is none that is finite."""
+    value = _value(header, keyword)
+    first = value[0] if isinstance(value, Sequence) and not isinstance(value, str) and value else value
+    try:
+        number = float(first)
+    except (ValueError, TypeError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _text(header: Dataset, keyword: str) -> str:
     """Returns a single value as text without control characters; empty where there is none."""
-    value = header.get(keyword)
+    value = _value(header, keyword)
     if value is None or (not isinstance(value, str) and isinstance(value, Sequence)):
         return ""
     return "".join(sign for sign in str(value) if sign.isprintable()).strip()
@@ -372,6 +391,16 @@ def made_by(source: SourceSeries) -> str:
     """Returns one line of provenance: use, tool, version and models."""
     models = ", ".join(source.model_sha256) or "none"
     return f"{RESEARCH_ONLY}. {MAKER} {__version__}, model sha256 {models}"
+
+
+def lossy_compression(source: SourceSeries) -> dict[str, Any]:
+    """Returns what a source says of lossy compression, by keyword; empty where it does not say that it was lossy."""
+    if _text(source.header, "LossyImageCompression") != "01":
+        return {}
+    found = {
+        name: _value(source.header, name) for name in ("LossyImageCompressionRatio", "LossyImageCompressionMethod")
+    }
+    return {"LossyImageCompression": "01"} | {name: value for name, value in found.items() if value}
 
 
 def device_serial(source: SourceSeries) -> str:
@@ -464,12 +493,12 @@ def _say_what_was_removed(dataset: Dataset, source: SourceSeries) -> None:
         ]
         dataset.LongitudinalTemporalInformationModified = "REMOVED"
     elif dataset.get("PatientIdentityRemoved") == "YES":
-        method = source.header.get("DeidentificationMethod") or "not told by the source"
+        method = _value(source.header, "DeidentificationMethod") or "not told by the source"
         lines = [method] if isinstance(method, str) else list(method)
         dataset.DeidentificationMethod = [str(line)[:64] for line in lines]
         codes = [
             code_item(*(_text(item, name) for name in ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")))
-            for item in source.header.get(_CODES_OF_METHOD) or ()
+            for item in _value(source.header, _CODES_OF_METHOD) or ()
         ]
         if known := [item for item in codes if item.CodeValue and item.CodingSchemeDesignator and item.CodeMeaning]:
             dataset.DeidentificationMethodCodeSequence = known

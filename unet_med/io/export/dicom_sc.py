@@ -31,8 +31,10 @@ from unet_med.io.export.dicom_base import (
     ds,
     finish,
     guarded,
+    lossy_compression,
     made_by,
     new_object,
+    number_in,
     read_source,
     save,
     slice_layout,
@@ -102,22 +104,12 @@ def _window(source: SourceSeries, values: npt.NDArray[np.float32]) -> tuple[floa
     """Returns the values shown as black and white."""
     flat = values.ravel(order="K")
     low, high = (float(value) for value in np.percentile(flat[:: max(1, flat.size // _SAMPLE)], PERCENTILES))
-    centre, width = (_first_number(source.header.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    centre, width = (number_in(source.header, name) for name in ("WindowCenter", "WindowWidth"))
     if centre is not None and width is not None and width >= 1.0:
         black, white = centre - width / 2.0, centre + width / 2.0
         if black < high and white > low:
             return black, white
     return low, high if high > low else low + 1.0
-
-
-def _first_number(value: Any) -> float | None:
-    if value is None or value == "":
-        return None
-    try:
-        number = float(value if isinstance(value, (str, float, int)) else value[0])
-    except (TypeError, ValueError, LookupError):
-        return None
-    return number if np.isfinite(number) else None
 
 
 def _factor(layout: SliceLayout) -> int:
@@ -186,10 +178,8 @@ def _capture(source: SourceSeries, number: int, picture: Picture, factor: int) -
     dataset.ContentDate, dataset.ContentTime = today(source)
     dataset.PatientOrientation = dataset.Laterality = None
     dataset.BurnedInAnnotation = "NO"
-    dataset.LossyImageCompression = "01" if source.header.get("LossyImageCompression") == "01" else "00"
-    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-        if dataset.LossyImageCompression == "01" and source.header.get(keyword):
-            setattr(dataset, keyword, source.header.get(keyword))
+    for keyword, value in ({"LossyImageCompression": "00"} | lossy_compression(source)).items():
+        setattr(dataset, keyword, value)
     dataset.DerivationDescription = f"Outlines of labels. {made_by(source)}"
     reference = source.reference(number)
     reference.PurposeOfReferenceCodeSequence = [

@@ -34,6 +34,8 @@ from unet_med.io.export.dicom_base import (
     ds,
     finish,
     guarded,
+    lossy_compression,
+    number_in,
     read_source,
     reference_item,
     save,
@@ -194,7 +196,7 @@ def _stand_ins(source: SourceSeries) -> list[Dataset]:
     The instance UID tells the number of the slice; :func:`_refer` puts the real references in its place.
     """
     layout = source.layout
-    thickness = source.header.get("SliceThickness") or layout.step_mm
+    thickness = number_in(source.header, "SliceThickness") or layout.step_mm
     stand_ins = []
     for number, stored in enumerate(layout.slices):
         header = Dataset()
@@ -208,14 +210,13 @@ def _stand_ins(source: SourceSeries) -> list[Dataset]:
         header.Modality = source.modality
         header.Columns, header.Rows = layout.size
         header.PixelSpacing = [ds(layout.spacing_mm[1]), ds(layout.spacing_mm[0])]
-        header.SliceThickness = ds(abs(float(thickness)))
+        header.SliceThickness = ds(abs(thickness))
         if layout.regrid is None:
             header.SpacingBetweenSlices = ds(layout.step_mm)
         header.ImageOrientationPatient = [ds(value) for value in (*layout.row, *layout.column)]
         header.ImagePositionPatient = [ds(value) for value in stored.position]
-        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if source.header.get("LossyImageCompression") == "01" and source.header.get(keyword):
-                setattr(header, keyword, source.header.get(keyword))
+        for keyword, value in lossy_compression(source).items():
+            setattr(header, keyword, value)
         stand_ins.append(header)
     return stand_ins
 
