@@ -12,10 +12,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 
 import pytest
@@ -35,6 +36,24 @@ def wait_until(true: Callable[[], bool], what: str, seconds: float = 30.0) -> No
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def tidy_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes servers of pynetdicom end quickly, and close their sockets themselves.
+
+    A socket that the peer closed first is left to the garbage collector otherwise.
+    """
+    from pynetdicom.transport import AssociationServer, AssociationSocket
+
+    def close(self: Any) -> None:
+        with suppress(OSError, AttributeError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        with suppress(AttributeError):
+            self.socket.close()
+
+    monkeypatch.setattr(AssociationSocket, "_shutdown_socket", close)
+    monkeypatch.setattr(AssociationServer, "serve_forever", lambda self: TCPServer.serve_forever(self, 0.02))
 
 
 # ---- a receiver of our own -------------------------------------------------------------------------------------------

@@ -32,6 +32,11 @@ SURFACE = {
     "info": "model",
     "ui": "--store --port --no-browser",
     "send": "files --to --aet --user --password-env --tls --ca",
+    "receive": (
+        "--model --out --port --aet --host --allow --idle-seconds --max-file-mb --format --seg-type --labels"
+        " --deidentify --send-back --user --password-env --tls --ca --once --device --memory-gb"
+        " --untilt --resample-slices --allow-gaps --overwrite"
+    ),
 }
 HEAVY = (
     "torch",
