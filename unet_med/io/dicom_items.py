@@ -16,7 +16,7 @@ from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from unet_med.errors import InputRefusedError
 from unet_med.identity import keyed_hash, safe_name
@@ -26,7 +26,7 @@ EXPORT_AGAIN = "export the annotation again from the program that made it"
 COPY_AGAIN = "copy the file again from its origin"
 
 _FAULTS: tuple[type[Exception], ...] = (
-    *(AttributeError, AssertionError, LookupError, InvalidDicomError, struct.error, zlib.error),
+    *(AttributeError, AssertionError, LookupError, BytesLengthException, InvalidDicomError, struct.error, zlib.error),
 )
 UNNAMED = "unnamed_"
 """Begins what stands for the name of a segment that has none."""

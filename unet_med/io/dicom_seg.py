@@ -14,7 +14,7 @@ A voxel that two segments claim is refused: one label image cannot hold both.
 from __future__ import annotations
 
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +23,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
+from unet_med.io import dicom_decoding as decoding
+from unet_med.io.dicom_decoding import RLE
 from unet_med.io.dicom_headers import EXPLICIT_BIG, NATIVE_SYNTAXES
 from unet_med.io.dicom_items import (
     COPY_AGAIN,
@@ -50,6 +53,7 @@ OFF_VOXELS = 0.1
 """A frame lies on its image when none of its pixels is further off than this, in voxels of the image."""
 
 _DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+_AHEAD = 6
 _MOST_SLICES = 20_000
 _MOST_PIXELS = 2**28
 _OWN_GRID = 0.01
@@ -156,7 +160,12 @@ def parse_seg(dataset: Dataset, syntax: str) -> SegFile:
             "the segmentation is of no known type", remedy="export it as BINARY, FRACTIONAL or LABELMAP"
         )
     bits = whole_number(dataset, "BitsAllocated") or 0
-    if bits not in ((1, 8) if kind != "LABELMAP" else (8, 16)) or (whole_number(dataset, "SamplesPerPixel") or 1) != 1:
+    stored = whole_number(dataset, "BitsStored") or bits
+    if (
+        stored > bits
+        or bits not in ((1, 8) if kind != "LABELMAP" else (8, 16))
+        or (whole_number(dataset, "SamplesPerPixel") or 1) != 1
+    ):
         raise InputRefusedError(f"a {kind} segmentation of {bits} bits cannot be read", remedy=EXPORT_AGAIN)
     size = (whole_number(dataset, "Columns") or 0, whole_number(dataset, "Rows") or 0)
     count = whole_number(dataset, "NumberOfFrames") or 1
@@ -456,10 +465,11 @@ def place_frame(frame: SegFrame, size: tuple[int, int], layout: SliceLayout, whe
     )
     follows = [int(np.abs(moves[:, along] / steps).argmax()) for along in (0, 1)]
     drift = np.abs(moves) * (np.array(size) - 1) / steps[:, np.newaxis]
-    drift[follows, (0, 1)] = 0.0
+    pace = np.abs(moves[follows, (0, 1)]) / steps[follows]
+    drift[follows, (0, 1)] = np.abs(pace - 1.0) * np.maximum(np.array(size) - 1, 1)
     fixed = 3 - sum(follows)
     if follows[0] == follows[1] or drift.max() > OFF_VOXELS or (fixed != 2 and layout.regrid is not None):
-        raise _other_grid("its planes are turned against those of the image", where)
+        raise _other_grid("its pixels have another size, or its planes another direction", where)
     positions = np.array([one.position for one in layout.slices])
     heights = positions @ axes[2]
     start = float(np.dot(frame.position, axes[2]))
@@ -532,20 +542,52 @@ def _decoded(dataset: Dataset, seg: SegFile, wanted: Sequence[int]) -> Iterator[
             data = data[: data.size // 2 * 2].reshape(-1, 2)[:, ::-1].ravel()
         for number in wanted:
             yield number, _native(data, number, seg).reshape(rows, columns)
-    elif seg.syntax == _DEFLATED_FRAMES:
-        from pydicom.encaps import generate_frames
-
-        for number, frame in enumerate(generate_frames(element, number_of_frames=len(seg.frames))):
-            if number in wanted:
-                inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(frame, (columns * rows * seg.bits + 7) // 8)
-                yield number, _native(np.frombuffer(inflated, dtype=np.uint8), 0, seg).reshape(rows, columns)
     else:
-        from pydicom.pixels.utils import iter_pixels
+        yield from _decompressed(dataset, seg, wanted)
 
-        for number, pixels in zip(wanted, iter_pixels(dataset, indices=list(wanted), raw=True), strict=True):
-            if pixels.shape != (rows, columns):
-                raise InputRefusedError("a frame has another size than the segmentation says", remedy=COPY_AGAIN)
-            yield number, pixels
+
+def _decompressed(dataset: Dataset, seg: SegFile, wanted: Sequence[int]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Yields the wanted frames of compressed pixels, some of them decoded ahead in the decoder process."""
+    columns, rows = seg.size
+    shape, size, bits = (rows, columns), (columns * rows * seg.bits + 7) // 8, seg.bits
+    packed = bits == 1 and seg.syntax == RLE
+    if packed:
+        shape, bits = (1, size), 8  # eight pixels in each byte
+    pending: deque[int] = deque()
+    with decoding.batch() as batch:
+
+        def ready(frame: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            return _native(frame.reshape(-1), 0, seg).reshape(rows, columns) if packed else frame
+
+        for number, data in enumerate(_code_streams(dataset, len(seg.frames))):
+            if number not in wanted:
+                continue
+            if seg.syntax == _DEFLATED_FRAMES:
+                inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size)
+                yield number, _native(np.frombuffer(inflated, dtype=np.uint8), 0, seg).reshape(rows, columns)
+                continue
+            batch.submit(decoding.Frame(seg.syntax, *shape, max(bits, 8), bits, signed=False, data=data))
+            pending.append(number)
+            if len(pending) > _AHEAD:
+                yield pending.popleft(), ready(batch.result())
+        while pending:
+            yield pending.popleft(), ready(batch.result())
+
+
+def _code_streams(dataset: Dataset, count: int) -> Iterator[bytes]:
+    """Yields the compressed frames.
+
+    Raises:
+        InputRefusedError: There are fewer than there should be.
+    """
+    offsets = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    extended = (offsets[0], offsets[1]) if offsets[0] and offsets[1] else None
+    found = 0
+    for data in generate_frames(dataset.PixelData, number_of_frames=count, extended_offsets=extended):
+        found += 1
+        yield data
+    if found != count:
+        raise InputRefusedError(f"the segmentation holds {found} of {count} frames", remedy=COPY_AGAIN)
 
 
 def _native(data: npt.NDArray[np.uint8], number: int, seg: SegFile) -> npt.NDArray[Any]:
