@@ -7,6 +7,7 @@ stay private: nothing of a header is printed but numbers and codes from fixed li
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import struct
@@ -17,6 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from unet_med.io import dicom_walker as walker
+
+for _library in ("pydicom", "highdicom"):
+    # What they log quotes values of headers, names and dates among them: it must reach no handler.
+    logging.getLogger(_library).disabled = True
 
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
@@ -358,10 +363,7 @@ def _elements(window: walker.Window, index: int, raw: _Raw, encoding: walker.Enc
 
 def _ask_pydicom(path: Path) -> _Raw | None:
     """Reads the same elements with pydicom: big endian, deflated and irregular files."""
-    import zlib
-
     from pydicom.dataelem import RawDataElement
-    from pydicom.errors import InvalidDicomError
     from pydicom.filereader import read_partial
 
     found: list[int] = []
@@ -372,25 +374,21 @@ def _ask_pydicom(path: Path) -> _Raw | None:
             found.append(length)
         return pixels
 
-    faults: tuple[type[Exception], ...] = (InvalidDicomError, struct.error, zlib.error, RuntimeError, EOFError)
-    faults += (ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError)
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # pydicom's texts may quote values of the header
             dataset = read_partial(file, at_pixels, force=True, specific_tags=sorted(_WANTED))
             syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
             media_class = str(getattr(dataset.file_meta, "MediaStorageSOPClassUID", ""))
-    except faults:
+            implicit, little = dataset.original_encoding
+            values = {element.tag: element.value for element in dataset.values() if isinstance(element, RawDataElement)}
+    except OSError:
+        raise
+    except Exception:  # noqa: BLE001 - what pydicom raises on damaged files is of many kinds
         return None
-    raw = _Raw({_MEDIA_CLASS: media_class.encode()}, syntax=syntax)
-    implicit, little = dataset.original_encoding
-    raw.order = "<" if little else ">"
+    raw = _Raw({_MEDIA_CLASS: media_class.encode()}, order="<" if little else ">")
     raw.syntax = syntax or (IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG)
-    for tag in _WANTED:
-        element = dataset.get_item(tag)
-        value: Any = element.value if isinstance(element, RawDataElement) else None
-        if isinstance(value, bytes):
-            raw.values[tag] = value
+    raw.values.update({int(tag): value for tag, value in values.items() if isinstance(value, bytes) and tag in _WANTED})
     if found:
         # Where the pixels begin is not told (a deflated file has no such place): only their length is known.
         raw.pixels_at, raw.pixels_length = -1, found[0]

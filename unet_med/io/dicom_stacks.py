@@ -551,7 +551,8 @@ def _some(items: Sequence[str], most: int = 3) -> str:
 def _commonest(steps: FloatArray) -> float:
     """Returns the step that most others agree with; the smallest of several."""
     tolerance = np.maximum(STEP_TOLERANCE_MM, STEP_TOLERANCE * steps)
-    agreeing = (np.abs(steps[:, None] - steps[None, :]) <= tolerance[:, None]).sum(axis=1)
+    ordered = np.sort(steps)
+    agreeing = np.searchsorted(ordered, steps + tolerance, "right") - np.searchsorted(ordered, steps - tolerance)
     best = steps[agreeing == agreeing.max()].min()
     close = steps[np.abs(steps - best) <= max(STEP_TOLERANCE_MM, STEP_TOLERANCE * best)]
     return float(np.median(close))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 import sys
+import tracemalloc
 import warnings
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pydicom.data
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from unet_med.io.dicom_headers import SPLIT_TAGS, Damaged, Header, looks_like_dicom, read_header
 
@@ -97,3 +102,114 @@ def test_text_and_pictures_are_no_dicom() -> None:
 
 def test_a_file_that_cannot_be_opened_is_damaged(tmp_path: Path) -> None:
     assert isinstance(read_header(tmp_path / "gone"), Damaged)
+
+
+# ---- damaged on purpose: an answer in little time and memory ---------------------------------------------------------
+
+
+def _explicit(tag: int, vr: bytes, value: bytes, length: int | None = None) -> bytes:
+    head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr)
+    size = len(value) if length is None else length
+    long = vr in (b"SQ", b"UN", b"OB", b"OW")
+    return head + (struct.pack("<HL", 0, size) if long else struct.pack("<H", size)) + value
+
+
+def _file(body: bytes, syntax: bytes = b"1.2.840.10008.1.2.1") -> bytes:
+    syntax += b"\0" * (len(syntax) % 2)
+    return b"\0" * 128 + b"DICM" + _explicit(0x00020010, b"UI", syntax) + body
+
+
+_SMALL = _explicit(0x00080016, b"UI", b"1.2.840.10008.5.1.4.1.1.2\0") + _explicit(0x0020000E, b"UI", b"1.2.3\0")
+_ITEM = struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
+
+_CLOSED = struct.pack("<HHLHHL", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0)
+
+
+def _nested(depth: int) -> bytes:
+    return (_explicit(0x00081115, b"SQ", b"", 0xFFFFFFFF) + _ITEM) * depth
+
+
+def _deflated(body: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(body) + packer.flush()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(_file(_SMALL + _nested(20_000)), id="nested without end"),
+        pytest.param(
+            _file(_SMALL + _nested(5_000) + (struct.pack("<HHL", 0xFFFE, 0xE00D, 0) * 2) * 5_000),
+            id="nested and closed",
+        ),
+        pytest.param(_file(_SMALL + _explicit(0x00081140, b"OB", b"", 0xFFFFFFF0)), id="giant length"),
+        pytest.param(_file(_SMALL + _explicit(0x00200032, b"UN", b"1", 0x7FFFFFF0)), id="giant wanted value"),
+        pytest.param(_file(_SMALL + _explicit(0x00081140, b"SQ", b"", 0xFFFFFFFF) + b"\xff" * 64), id="no items"),
+        pytest.param(_file(_SMALL + b"\x28\x00\x10\x00??\x02\x00\x07\x00"), id="unknown VR"),
+        pytest.param(_file(_SMALL, b"1.2.840.10008.1.2.1.99"), id="not deflated"),
+        pytest.param(
+            _file(_deflated(_SMALL + _explicit(0x00091010, b"OB", bytes(1 << 27)))[:-9], b"1.2.840.10008.1.2.1.99"),
+            id="deflated zeros",
+        ),
+    ],
+)
+def test_hostile_headers_are_answered(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(raw)
+    tracemalloc.start()
+    try:
+        header = read_header(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(header, Damaged) or header.fault
+    assert peak < 64 * 2**20
+
+
+def test_long_headers_are_walked_in_windows(tmp_path: Path) -> None:
+    """A private element of 30 MB before the image description is passed over, not read."""
+    data = w.Series().slice(0, 1)
+    data.add_new(0x00091010, "OB", bytes(30 * 2**20))
+    path = w.write(tmp_path, [data])[0]
+    tracemalloc.start()
+    try:
+        header = read_header(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (header.rows, header.columns, header.fault) == (7, 9, "")
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("long", [100, 70_000, 200_000])
+def test_every_place_of_the_window_boundary(tmp_path: Path, long: int, deflated: bool) -> None:
+    """Elements that lie across the end of what has been read come out whole."""
+    for extra in range(0, 64, 2):
+        data = w.Series().slice(0, 1)
+        data.add_new(0x00091010, "OB", bytes(long + extra))
+        data.ReferencedImageSequence = DicomSequence([Dataset(), Dataset()])
+        data["ReferencedImageSequence"].is_undefined_length = True
+        if deflated:
+            data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        path = w.write(tmp_path, [data])[0]
+        header = read_header(path)
+        assert (header.rows, header.columns, header.fault) == (7, 9, "")
+        assert header.position == tuple(map(float, data.ImagePositionPatient))
+
+
+def test_bytes_changed_at_random_never_crash_nor_tell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(5)
+    data = w.Series(rows=4, columns=4).slice(0, 1)
+    item = Dataset()
+    item.ReferencedSOPInstanceUID = "1.2.3"
+    data.ReferencedImageSequence = DicomSequence([item])
+    whole = w.write(tmp_path, [data])[0].read_bytes()
+    path = tmp_path / "changed"
+    for _ in range(600):
+        raw = bytearray(whole)
+        for _ in range(rng.integers(1, 6)):
+            raw[rng.integers(132, len(raw))] = rng.integers(0, 256)
+        path.write_bytes(raw)
+        assert read_header(path) is None or isinstance(read_header(path), Header | Damaged)
+    assert caplog.text == "", "pydicom's words quote the header"
