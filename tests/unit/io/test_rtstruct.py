@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.path import Path as Outline
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
-from skimage.measure import find_contours
+from skimage.measure import find_contours, points_in_poly
 
 from tests import annotation_writer as a
 from tests import dicom_writer as w
@@ -63,12 +62,12 @@ corner = st.tuples(st.floats(-4.0, 24.0), st.floats(-4.0, 19.0))
 @settings(max_examples=200, deadline=None)
 @given(st.lists(corner, min_size=3, max_size=8))
 def test_a_triangle_fan_is_filled_as_by_another_library(corners: list[tuple[float, float]]) -> None:
-    """Any triangle: matplotlib says which centres are inside; those on the line are left out of the comparison."""
+    """Any triangle: scikit-image says which centres are inside; those on the line are left out of the comparison."""
     size = (20, 15)
     grid = np.stack(np.meshgrid(np.arange(20), np.arange(15), indexing="ij"), -1).reshape(-1, 2)
     for start in range(len(corners) - 2):
         triangle = np.array(corners[start : start + 3])
-        inside = Outline(triangle).contains_points(grid).reshape(size)
+        inside = points_in_poly(grid, triangle).reshape(size)
         edges = (np.roll(triangle, -1, axis=0) - triangle)[:, None]
         to_grid = grid[None] - triangle[:, None]
         apart = np.abs(edges[..., 0] * to_grid[..., 1] - edges[..., 1] * to_grid[..., 0])
