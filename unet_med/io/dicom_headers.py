@@ -35,6 +35,9 @@ _MOST_VALUE = 64 * 1024
 PIXEL_GROUP = 0x7FE0
 _PIXEL_ELEMENTS = (0x0008, 0x0009, 0x0010)  # float, double, integer
 _MAX_FRAGMENTS = 65536
+_VIDEO = "1.2.840.10008.1.2.4.10"
+"""Begin of the syntaxes that hold all frames in one stream."""
+
 _FRAME_GROUPS = 0x52009230
 _SIEMENS, _MOSAIC_IMAGES = 0x00190010, 0x0019100A
 
@@ -404,28 +407,29 @@ def _pixel_fault(file: BinaryIO, size: int, raw: _Raw) -> str:
         return "truncated in its header"
     if raw.pixels_at is None:
         return "without pixels"
+    samples, frames = _short(raw, 0x00280002) or 1, _integer(raw, 0x00280008) or 1
     if raw.pixels_length == walker.UNDEFINED:
-        return "" if raw.pixels_at < 0 or _fragments_end(file, size, raw.pixels_at) else "truncated"
+        pictures = 1 if raw.syntax.startswith(_VIDEO) else frames
+        return "" if raw.pixels_at < 0 or _fragments_end(file, size, raw.pixels_at, pictures) else "truncated"
     if raw.pixels_at >= 0 and raw.pixels_at + raw.pixels_length > size:
         return "truncated"
     numbers = [_short(raw, tag) or 0 for tag in (0x00280010, 0x00280011, 0x00280100)]
-    samples, frames = _short(raw, 0x00280002) or 1, int(_number(raw, 0x00280008) or 1)
     expected = (math.prod(numbers) * samples * frames + 7) // 8
     return "truncated" if raw.syntax in NATIVE_SYNTAXES and raw.pixels_length < expected else ""
 
 
-def _fragments_end(file: BinaryIO, size: int, position: int) -> bool:
-    """Whether the fragments of compressed pixels end within the file."""
+def _fragments_end(file: BinaryIO, size: int, position: int, pictures: int) -> bool:
+    """Whether the fragments of compressed pixels, one or more for each picture, end within the file."""
     for count in range(_MAX_FRAGMENTS):
         if position == size:
-            return count > 1
+            return count > pictures
         file.seek(position)
         head = file.read(8)
         if len(head) < 8:
             return False
         group, element, length = walker.IMPLICIT.without_vr.unpack(head)
         if group << 16 | element == walker.SEQUENCE_END:
-            return count > 1
+            return count > pictures
         if group << 16 | element != walker.ITEM:
             return False
         position += 8 + length
@@ -457,7 +461,7 @@ def _header(path: Path, size: int, raw: _Raw, fault: str) -> Header:
         image_type=tuple(part.strip().upper() for part in text(0x00080008).split("\\")),
         rows=_short(raw, 0x00280010) or 0,
         columns=_short(raw, 0x00280011) or 0,
-        frames=_integer(raw, 0x00280008) or 1,
+        frames=max(_integer(raw, 0x00280008) or 1, 1),
         samples=_short(raw, 0x00280002) or 1,
         photometric=text(0x00280004).upper(),
         bits_allocated=bits_allocated,

@@ -46,11 +46,14 @@ def content_sha256(sources: Sequence[SourceRef], frame: int | None = None) -> st
     """Returns the sha256 of what a case is made of.
 
     One file: the file's own sha256 (what ``sha256sum`` prints). Several files: that of their sorted hashes. One page
-    of a file (``frame``): that of ``HASH#FRAME``, so that the pages of a stack are different contents.
+    of a file (``frame``): that of ``HASH#FRAME``, so that the pages of a stack are different contents; likewise the
+    volumes that take only some frames of a multi-frame DICOM file.
     """
     stamps = [(file, file.stat().st_mtime_ns) for source in sources for file in source.files]
     whole = _hash_files(tuple(stamps))
-    return whole if frame is None else hashlib.sha256(f"{whole}#{frame}".encode()).hexdigest()
+    parts = [source.read_as["frames"] for source in sources if source.read_as.get("frames")]
+    which = "#".join(str(part) for part in ([] if frame is None else [frame]) + parts)
+    return hashlib.sha256(f"{whole}#{which}".encode()).hexdigest() if which else whole
 
 
 @lru_cache(maxsize=64)

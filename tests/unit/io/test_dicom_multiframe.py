@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filewriter import dcmwrite
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import (
@@ -30,6 +31,7 @@ from unet_med.io.dicom_multiframe import frame_headers, frame_rescale, frame_res
 from unet_med.io.discover import discover, restore_ref
 from unet_med.io.slices import SliceLayout
 from unet_med.io.source import Discovery, IntakeOptions, SourceRef
+from unet_med.manifest import content_sha256
 
 _SPEC = importlib.util.spec_from_file_location(
     "dicom_multiframe_writer", Path(__file__).parents[2] / "dicom_multiframe_writer.py"
@@ -264,6 +266,41 @@ def test_private_dimensions_split_too(tmp_path: Path) -> None:
         assert_exact(ref, offset=1000.0 * number, tolerance=0.0501)
 
 
+def test_attributes_left_from_converted_slices_split_too(tmp_path: Path) -> None:
+    frames = [
+        Frame(
+            k,
+            offset=1000.0 * n,
+            slope=0.1,
+            groups={"UnassignedPerFrameConvertedAttributesSequence": m.group(EchoTime=5.0 + n, EchoNumbers=n + 1)},
+        )
+        for n in range(2)
+        for k in range(4)
+    ]
+    w.write(tmp_path, [m.enhanced(mr(), frames, sop_class=m.LEGACY_CLASSES["MR"])])
+    found = parts(tmp_path)
+    assert list(found) == ["echo1", "echo2"]
+    for number, ref in enumerate(found.values()):
+        assert_exact(ref, offset=1000.0 * number, tolerance=0.0501)
+
+
+def test_diffusion_with_several_directions_and_an_image_without(tmp_path: Path) -> None:
+    """b=0, three directions at b=800, and the isotropic mean of them: neither b-value nor direction alone suffices."""
+    kinds = [(0, None, "NONE"), (800, (1.0, 0.0, 0.0), ""), (800, (0.0, 1.0, 0.0), ""), (800, None, "ISOTROPIC")]
+    frames = []
+    for n, (b, direction, directionality) in enumerate(kinds):
+        group = m.diffusion(b, direction)
+        if directionality:
+            group["MRDiffusionSequence"].DiffusionDirectionality = directionality
+        frames += [Frame(k, offset=1000.0 * n, slope=0.1, groups=group) for k in range(4)]
+    w.write(tmp_path, [m.enhanced(mr(), frames)])
+    found = parts(tmp_path)
+    assert list(found) == ["b0-direction1", "b800-direction1", "b800-direction2", "b800-direction3"]
+    offsets = {name: round(float(DicomSource(ref).read().array.mean() / 1000.0)) for name, ref in found.items()}
+    assert sorted(offsets.values()) == [0, 1, 2, 3]
+    assert (offsets["b0-direction1"], offsets["b800-direction1"]) == (0, 3)
+
+
 def test_two_tags_together_split(tmp_path: Path) -> None:
     frames = [
         Frame(k, offset=100.0 * e + 1000.0 * t, slope=0.1, groups=m.echo(5.0 + e) | m.time_point(t + 1))
@@ -376,6 +413,16 @@ def test_parts_of_several_files_are_found_again(tmp_path: Path) -> None:
         assert_exact(again, offset=offset, tolerance=0.0501)
 
 
+def test_volumes_of_one_file_are_different_contents(tmp_path: Path) -> None:
+    frames = [Frame(k, groups=m.echo(5.0 + e)) for k in range(4) for e in range(2)]
+    w.write(tmp_path, [m.enhanced(mr(), frames)])
+    first, second = found_in(tmp_path).sources
+    assert first.files == second.files
+    assert content_sha256([first]) != content_sha256([second])
+    again = restore_ref({"id": "x", "read": dict(first.read_as)}, first.files)
+    assert content_sha256([again]) == content_sha256([first])
+
+
 def test_a_damaged_record_of_frames_is_told(tmp_path: Path) -> None:
     paths = w.write(tmp_path, [m.enhanced(mr(), [Frame(k) for k in range(6)])])
     with pytest.raises(UsageError, match="frames"):
@@ -436,6 +483,15 @@ def test_a_bad_slope_of_one_frame(tmp_path: Path) -> None:
     data.PerFrameFunctionalGroupsSequence[4].PixelValueTransformationSequence[0].RescaleSlope = 0
     w.write(tmp_path, [data])
     refused(tmp_path, "rescale slope is 0", "slice at")
+
+
+def test_fewer_compressed_frames_than_declared(tmp_path: Path) -> None:
+    data = m.enhanced(mr(), [Frame(k) for k in range(6)])
+    data.compress(RLELossless, generate_instance_uid=False)
+    streams = list(generate_frames(data.PixelData, number_of_frames=6))
+    data.PixelData = encapsulate(streams[:5])
+    w.write(tmp_path, [data])
+    refused(tmp_path, "truncated")
 
 
 @pytest.mark.parametrize("at", ["length", "tag", "end"])

@@ -17,6 +17,7 @@ from PIL import Image
 
 from unet_med.errors import InputRefusedError, NothingUsableError, UsageError
 from unet_med.io.discover import discover, open_source, restore_ref
+from unet_med.io.slices import SliceLayout
 from unet_med.io.source import IntakeOptions
 
 _SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[2] / "dicom_writer.py")
@@ -153,6 +154,62 @@ def test_known_files_are_found_again(tree: Path) -> None:
         assert again.geometry.same_grid(ref.geometry)
     folder = restore_ref({"id": "case1"}, [tree / "scans" / "a"])
     assert (folder.id, folder.shape, folder.usable) == ("case1", (9, 7, 6), True)
+
+
+def test_parts_of_a_dicom_series_are_found_again(tmp_path: Path) -> None:
+    """Only the files of a part are stored; they must come back as that part, with the switches it needs."""
+    series = w.Series()
+    slices = [series.slice(k, k + 1) for k in (0, 1, 2, 4, 5)]
+    for echo in (2, 1):
+        for data in slices:
+            data.EchoNumbers = echo
+            data.ImageComments = "SECRET^JANE"
+            w.renew(data)
+        w.write(tmp_path / f"{echo}", slices)
+    found = discover(tmp_path, IntakeOptions(allow_gaps=True)).sources
+    assert [dict(ref.read_as) for ref in found] == [
+        {"part": "echo1", "allow_gaps": True},
+        {"part": "echo2", "allow_gaps": True},
+    ]
+    for ref in found:
+        again = restore_ref({"id": ref.id, "read": dict(ref.read_as)}, ref.files[::-1])
+        assert (again.id, again.files, again.shape, again.read_as) == (ref.id, ref.files, ref.shape, ref.read_as)
+        assert again.layout == ref.layout
+        assert not restore_ref({"id": ref.id, "read": {"part": ref.read_as["part"]}}, ref.files).usable
+    both = [file for ref in found for file in ref.files]
+    second = restore_ref({"id": "x", "read": dict(found[1].read_as)}, both)
+    assert second.files == found[1].files
+
+
+def test_where_slices_are_stored_is_told(tmp_path: Path) -> None:
+    series = w.Series()
+    slices = series.slices()
+    paths = w.write(tmp_path, slices, [f"{9 - n}.dcm" for n in range(6)])
+    layout = discover(tmp_path).sources[0].layout
+    assert isinstance(layout, SliceLayout)
+    assert (layout.size, layout.regrid) == ((9, 7), None)
+    assert layout.spacing_mm == pytest.approx((0.8, 1.25))
+    assert layout.step_mm == pytest.approx(2.5)
+    assert np.allclose(np.column_stack([layout.row, layout.column, layout.normal]), series.turn, atol=1e-8)
+    assert (layout.study_uid, layout.series_uid, layout.frame_uid) == (series.study, series.uid, series.frame)
+    ref = discover(tmp_path).sources[0]
+    for k, (one, data) in enumerate(zip(layout.slices, slices, strict=True)):
+        assert ref.files[one.file] == paths[k]
+        assert (one.frame, one.sop_uid) == (0, data.SOPInstanceUID)
+        assert one.position == pytest.approx(series.position(k))
+    assert "1.2.826" not in repr(ref)
+
+
+def test_pictures_tell_their_place_only_where_they_have_one(tmp_path: Path) -> None:
+    series = w.Series(modality="CR", step=1.5)
+    placed, loose = series.slices()[:2]
+    del loose.ImagePositionPatient
+    w.write(tmp_path, [placed, loose])
+    first, second = discover(tmp_path).sources
+    assert isinstance(first.layout, SliceLayout)
+    assert first.layout.slices[0].position == pytest.approx(series.position(0))
+    assert second.usable
+    assert second.layout is None
 
 
 def test_switches_are_restored(tmp_path: Path) -> None:
