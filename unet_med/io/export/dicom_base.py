@@ -25,6 +25,7 @@ import json
 import logging
 import math
 import re
+import struct
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ import numpy.typing as npt
 from pydicom import dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pydicom.valuerep import format_number_as_ds
 
@@ -293,7 +295,7 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def guarded(what: str, where: str, remedy: str = REPORT) -> Iterator[None]:
     """Turns whatever the DICOM libraries raise into :class:`InputRefusedError`, without their texts."""
-    with quiet(), refusing(what, where, remedy, AttributeError, AssertionError):
+    with quiet(), refusing(what, where, remedy, AttributeError, AssertionError, InvalidDicomError, struct.error):
         yield
 
 
@@ -553,7 +555,7 @@ def stamp_slices(export: MaskExport, reader: str, found: Sequence[FoundSlice], e
     stored = np.zeros((*layout.size, len(layout.slices)), dtype=np.uint16)
     places: dict[int, FloatArray] = {}
     for one in found:
-        number = _slice_at(one, layout.slices, export.source.id)
+        number = slice_at(one.affine, layout.slices, export.source.id)
         if one.labels.shape != layout.size:
             raise _not_as_meant("a slice has another size", export.source.id)
         stored[:, :, number] = one.labels
@@ -580,9 +582,13 @@ def _not_as_meant(what: str, where: str) -> InputRefusedError:
     )
 
 
-def _slice_at(one: FoundSlice, slices: Sequence[StoredSlice], where: str) -> int:
-    """Returns which stored slice lies where the found one says it lies."""
-    away = np.linalg.norm(np.array([stored.position for stored in slices]) - one.affine[:3, 3], axis=1)
+def slice_at(affine: FloatArray, slices: Sequence[StoredSlice], where: str) -> int:
+    """Returns which stored slice lies where a found one says it lies.
+
+    Raises:
+        InputRefusedError: when there is none within 1e-3 mm.
+    """
+    away = np.linalg.norm(np.array([stored.position for stored in slices]) - affine[:3, 3], axis=1)
     number = int(away.argmin())
     if away[number] > CORNER_TOLERANCE_MM:
         raise _not_as_meant(f"a slice lies {away[number]:.3g} mm off", where)

@@ -129,8 +129,10 @@ def _outlined(grey: Picture, labels: npt.NDArray[Any], label_map: LabelMap, fact
     picture = np.repeat(np.kron(grey, np.ones(size, dtype=np.uint8))[..., np.newaxis], 3, axis=-1)
     enlarged = np.kron(labels, np.ones(size, dtype=labels.dtype))
     border = _border(enlarged)
+    colours = np.zeros((max([0, int(labels.max()), *(label.index for label in label_map.labels)]) + 1, 3), np.uint8)
     for label in label_map.labels:
-        picture[border & (enlarged == label.index)] = label.colour
+        colours[label.index] = label.colour
+    picture[border] = colours[enlarged[border]]
     return picture
 
 
@@ -232,8 +234,9 @@ def check(path: Path, export: MaskExport) -> dict[str, Any]:
         labels = stored[:, :, number]
         inside = (voxels >= 0).all(axis=-1) & (voxels < layout.size).all(axis=-1)
         border = _border(labels)
+        tones = _tones(picture)
         for label in export.label_map.labels:
-            shown = inside & (picture == np.array(label.colour, dtype=np.uint8)).all(axis=-1)
+            shown = inside & (tones == _tones(np.array(label.colour, dtype=np.uint8)))
             found = np.zeros(layout.size, dtype=np.bool_)
             found[tuple(voxels[shown].T)] = True
             meant = border & (labels == label.index)
@@ -242,6 +245,12 @@ def check(path: Path, export: MaskExport) -> dict[str, Any]:
                 raise _unlike(f"the outline of label {label.name} lies elsewhere", export.source.id)
             outlined += int(np.count_nonzero(meant))
     return {"reader": "SimpleITK", "files": len(files), "outline_voxels": outlined, "passed": True}
+
+
+def _tones(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """Returns colours (..., 3) as one number each."""
+    red, green, blue = np.moveaxis(colours, -1, 0).astype(np.uint32)
+    return np.asarray(red << 16 | green << 8 | blue, dtype=np.uint32)
 
 
 def _telling_colours(label_map: LabelMap) -> frozenset[int]:

@@ -39,6 +39,7 @@ from unet_med.io.export.dicom_base import (
     read_source,
     reference_item,
     save,
+    slice_at,
     slice_layout,
     stamp_slices,
     today,
@@ -320,10 +321,9 @@ def _check_fractional(
     on_grid = _quantised(export)
     meant = np.stack([layout.labels_on_slices(one) for one in on_grid])
     found = np.zeros_like(meant)
-    positions = np.array([stored.position for stored in layout.slices])
     places: dict[int, FloatArray] = {}
     for affine, segment, pixels in frames:
-        number = int(np.linalg.norm(positions - affine[:3, 3], axis=1).argmin())
+        number = slice_at(affine, layout.slices, export.source.id)
         places[number] = affine
         found[(segment or 1) - 1, :, :, number] = pixels.T
     if different := int(np.count_nonzero(found != meant)):
