@@ -14,6 +14,9 @@ from unet_med.io.discover import discover, open_source
 from unet_med.io.slices import Regrid, SliceLayout
 from unet_med.io.source import IntakeOptions, SourceRef
 
+MOST_CHECKED = 200_000
+"""Voxels of a big volume that are compared."""
+
 
 def test_the_zoo_is_big_enough() -> None:
     assert sum(not case.real for case in ALL_CASES) >= 36
@@ -50,7 +53,7 @@ def check_default(folder: Path, expected: Expected) -> None:
         said = [truth.differs(array, affine) for truth in left]
         assert "" in said, (ref.id, said)
         left.pop(said.index(""))
-        assert all(any(word in note for note in noted(ref)) for word in expected.notes), noted(ref)
+        assert all(any(word in note for note in ref.notes) for word in expected.notes), ref.notes
     skipped = " ".join(one.what for one in found.skipped)
     assert all(word in skipped for word in expected.skipped), skipped
 
@@ -62,10 +65,6 @@ def loaded(ref: SourceRef) -> tuple[np.ndarray, np.ndarray]:
     assert volume.array.shape == (1, *ref.shape)
     array = volume.array[0]
     return (array if array.ndim == 3 else array[..., np.newaxis]), volume.geometry.to_lps()
-
-
-def noted(ref: SourceRef) -> tuple[str, ...]:
-    return ref.notes
 
 
 def check_opened(folder: Path, expected: Expected) -> None:
@@ -93,19 +92,22 @@ def check_opened(folder: Path, expected: Expected) -> None:
 def check_world(
     array: np.ndarray, affine: np.ndarray, regrid: Regrid, size: tuple[int, int], world: Field, tolerance: float
 ) -> None:
-    index = np.stack(np.meshgrid(*map(np.arange, array.shape), indexing="ij"), axis=-1)
-    expected = world(index @ affine[:3, :3].T + affine[:3, 3])
-    inside = np.ones(array.shape, dtype=bool)
+    index = np.argwhere(np.ones(array.shape, dtype=bool))
+    if len(index) > MOST_CHECKED:
+        index = np.random.default_rng(0).choice(index, MOST_CHECKED, replace=False)
+    inside = np.ones(len(index), dtype=bool)
     for plane in range(array.shape[2]):
+        here = index[:, 2] == plane
         below, above, weight = regrid.neighbours(plane)
         for number in {below if weight < 1 else above, above if weight > 0 else below}:
             for axis in (0, 1):
-                own = index[:, :, plane, axis] - regrid.origins[number][axis]
-                inside[:, :, plane] &= (own >= -1e-6) & (own <= size[axis] - 1 + 1e-6)
+                own = index[here, axis] - regrid.origins[number][axis]
+                inside[here] &= (own >= -1e-6) & (own <= size[axis] - 1 + 1e-6)
+    expected = world(index @ affine[:3, :3].T + affine[:3, 3])
     inside &= ~np.isnan(expected)
     stored = size[0] * size[1] * array.shape[2]
-    assert inside.sum() > 0.6 * stored
-    assert np.abs(array - expected)[inside].max() <= tolerance
+    assert inside.mean() > 0.6 * stored / array.size
+    assert np.abs(array[tuple(index.T)] - expected)[inside].max() <= tolerance
 
 
 def check_region(ref: SourceRef, array: np.ndarray) -> None:
