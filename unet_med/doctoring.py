@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError, UsageError
 from unet_med.identity import safe_name, unique_ids
+from unet_med.io.annotations import open_label
 from unet_med.io.cases import Case
-from unet_med.io.discover import open_source, restore_ref
+from unet_med.io.discover import restore_ref
 from unet_med.io.picture import PictureSource
 from unet_med.io.sinks import open_mask_sink
 from unet_med.io.source import SourceRef
@@ -39,6 +40,7 @@ from unet_med.manifest import (
     value_findings,
     verify,
 )
+from unet_med.volume import ImageSource
 
 NEARLY_WHOLE = 0.1
 """Floats no further than this from whole numbers are repaired by rounding."""
@@ -265,7 +267,7 @@ def _values_meant(manifest: Manifest, cases: Sequence[ManifestCase], rounded: se
     for case in cases:
         if case.case.label is None:
             continue
-        values = _whole_values(case.case.label) if case.id in rounded else scan_label(case.case).values
+        values = _whole_values(case.case) if case.id in rounded else scan_label(case.case).values
         stored.update(values or ())
     mapping = manifest.label_values or {}
     return {value: mapping.get(value, value) for value in sorted(stored)}
@@ -299,20 +301,26 @@ def _labels_of(manifest: Manifest, meant: Mapping[int, int], renumbered: Mapping
     return labels
 
 
-def _whole_values(label: SourceRef) -> set[int] | None:
-    """Distinct values after rounding; ``None`` when they are not nearly whole."""
+def _whole_values(case: Case) -> set[int] | None:
+    """Distinct values of a label after rounding; ``None`` when they are not nearly whole."""
     found: set[int] = set()
-    for frame in range(label.frames):
-        values = _stored(label, frame)
+    for frame in range(case.label.frames if case.label is not None else 0):
+        values = _stored(_label_source(case), frame)
         if not np.isfinite(values).all() or float(np.abs(values - np.rint(values)).max()) > NEARLY_WHOLE:
             return None
         found.update(int(value) for value in np.unique(np.rint(values)))
     return found
 
 
-def _stored(label: SourceRef, frame: int) -> npt.NDArray[Any]:
+def _label_source(case: Case) -> ImageSource:
+    """The label of a case on its own grid; contours and segments on that of the image."""
+    if case.label is None:
+        raise InputRefusedError("the case has no label", case.id, "pair it with a label image in the manifest")
+    return open_label(case.label, case.sources[0])
+
+
+def _stored(source: ImageSource, frame: int) -> npt.NDArray[Any]:
     """The stored values (I, J[, K]) of a label, on its own grid."""
-    source = open_source(label)
     array = source.read_indices() if isinstance(source, PictureSource) else source.read(frame=frame).array
     return np.asarray(array[0])
 
@@ -336,10 +344,9 @@ def _write_labels(
     new: dict[str, SourceRef] = {}
     pairs = list(zip(names, groups, strict=True))
     for name, members in progress(pairs, "correcting") if progress else pairs:
-        label = members[0].case.label
-        if label is None or _whole_values(label) is None:
+        if _whole_values(members[0].case) is None:
             continue
-        written = _write_label(label, None if keep else renumbered, labels, folder / "labels" / name)
+        written = _write_label(members[0].case, None if keep else renumbered, labels, folder / "labels" / name)
         for case in members:
             new[case.id] = replace(restore_ref({"id": case.id, "read": {}}, [written]), id=case.id)
     return new
@@ -351,15 +358,14 @@ def _file_name(members: Sequence[ManifestCase]) -> str:
     return safe_name(first.id if first.case.frame is None else first.id.rpartition("_p")[0] or first.id)
 
 
-def _write_label(
-    label: SourceRef, renumbered: Mapping[int, int] | None, labels: Mapping[str, int], target: Path
-) -> Path:
+def _write_label(case: Case, renumbered: Mapping[int, int] | None, labels: Mapping[str, int], target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     names = dict(labels) if sorted(labels.values()) == list(range(len(labels))) else {"background": 0, "label": 1}
-    sink = open_mask_sink(open_source(label), target, LabelMap.from_names(names), {"made_by": "unet-med check --fix"})
+    source = _label_source(case)
+    sink = open_mask_sink(source, target, LabelMap.from_names(names), {"made_by": "unet-med check --fix"})
     try:
-        for frame in range(label.frames):
-            values = np.rint(_stored(label, frame)).astype(np.int64)
+        for frame in range(source.frames):
+            values = np.rint(_stored(source, frame)).astype(np.int64)
             if renumbered is not None:
                 present, inverse = np.unique(values, return_inverse=True)
                 table = np.array([renumbered.get(int(value), int(value)) for value in present], dtype=np.int64)
