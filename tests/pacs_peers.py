@@ -82,10 +82,11 @@ def receiver(
     allow: list[str] | None = None,
     verification: bool = True,
     tls: Any = None,
+    port: int | None = None,
 ) -> Iterator[Peer]:
     from pynetdicom import AE, AllStoragePresentationContexts, evt
 
-    peer = Peer(free_port(), answer)
+    peer = Peer(port or free_port(), answer)
 
     def on_store(event: Any) -> int:
         peer.asked += 1

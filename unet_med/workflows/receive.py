@@ -30,7 +30,7 @@ from unet_med.io.pacs.objects import find_objects
 from unet_med.io.pacs.target import AE_TITLE, Access, Target, check_aet, is_loopback
 from unet_med.io.source import IntakeOptions
 from unet_med.workflows.casefolder import REPORT
-from unet_med.workflows.journal import Journal, file_key, input_state, open_job
+from unet_med.workflows.journal import Journal, file_key, input_state, open_job, same_input
 from unet_med.workflows.outcome import DONE, MACHINE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.predict import predict
 from unet_med.workflows.send import make_access
@@ -192,7 +192,7 @@ class _Desk:
     def _take(self, arrived: Arrived) -> tuple[dict[str, Any], int] | None:
         """Works on one series; returns its record and an exit code, unless there was nothing to do."""
         files = arrived.files
-        if not files or self.journal.is_done(arrived.key, files):
+        if not files or self._is_known(arrived, files):
             return None
         claim = self.journal.claim(arrived.key)
         if claim is None:
@@ -204,7 +204,12 @@ class _Desk:
                 record, code = self._predict(arrived)
             else:
                 record, code = _record(arrived.key, "refused", _BROKEN), None
-            record |= {"files": len(files), "input": state, "seconds": round(time.monotonic() - started, 3)}
+            record |= {
+                "files": len(files),
+                "whole": arrived.whole,
+                "input": state,
+                "seconds": round(time.monotonic() - started, 3),
+            }
             if record["status"] == "done" and self.target is not None:
                 record["sent_back"] = _unsent(self.target, "it was not tried yet")
             self.journal.finish(claim, record)
@@ -216,6 +221,18 @@ class _Desk:
         self._write_report()
         _tell(record)
         return None if code is None else (record, code)
+
+    def _is_known(self, arrived: Arrived, files: Sequence[Path]) -> bool:
+        """Whether there is nothing to do: all of it is done, or what came on top of it is not whole."""
+        record = self.journal.record(arrived.key)
+        if record is None:
+            return False
+        if record["status"] == "done" and not arrived.whole:
+            if not same_input(record.get("input"), files):
+                logger.warning("series %s: its mask is older than what came since: %s", arrived.key, _BROKEN)
+            return True
+        same = record.get("whole") == arrived.whole and same_input(record.get("input"), files)
+        return same and self.journal.is_done(arrived.key, files)
 
     def _predict(self, arrived: Arrived) -> tuple[dict[str, Any], int | None]:
         """Returns the record of a series and its exit code; ``None`` for one without images."""
