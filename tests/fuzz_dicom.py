@@ -64,7 +64,7 @@ def worker() -> None:
         answer["seconds"], answer["cpu"] = time.monotonic() - started, time.process_time() - used
         if any(_SECRET in text for text in said):
             answer.setdefault("findings", []).append("a warning or a log holds the patient's name")
-        answer["memory"] = _most_memory()
+        answer["memory"], answer["decoder memory"] = _most_memory()
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -77,11 +77,20 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (base + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _most_memory() -> float:
-    """MB that this process has taken at the most, since it began."""
+def _most_memory() -> tuple[float, float]:
+    """MB that this process has taken at the most since it began, and the decoder process that it has now."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    from unet_med.io import dicom_decoding as decoding
+
+    peaks = [0.0]
+    for decoder in decoding._spare:
+        try:
+            lines = Path(f"/proc/{decoder._process.pid}/status").read_text().splitlines()
+        except OSError:
+            continue
+        peaks += [float(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM")]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, max(peaks)
 
 
 def _intake(folder: Path) -> dict[str, Any]:
@@ -651,6 +660,7 @@ class Reader:
     command: tuple[str, ...] = (sys.executable, str(Path(__file__).resolve()), "--worker")
     process: subprocess.Popen[str] | None = None
     memory: float = 0.0
+    decoder: float = 0.0
 
     def ask(self, folder: Path) -> dict[str, Any]:
         """Returns what became of a folder."""
@@ -673,6 +683,7 @@ class Reader:
         if line:
             answer: dict[str, Any] = json.loads(line)
             self.memory = max(self.memory, answer["memory"])
+            self.decoder = max(self.decoder, answer["decoder memory"])
             return answer
         seconds = time.monotonic() - started
         code = process.wait()
@@ -706,6 +717,7 @@ class Summary:
     findings: list[str] = field(default_factory=list)
     slowest: float = 0.0
     memory: float = 0.0
+    decoder: float = 0.0
 
 
 def numbers(count: int, only: int | None) -> Iterator[int]:
@@ -755,6 +767,7 @@ def run(options: argparse.Namespace) -> Summary:
                     break
                 one(reader, folder / f"{_SECRET}^JANE {job}", number)
             summary.memory = max(summary.memory, reader.memory)
+            summary.decoder = max(summary.decoder, reader.decoder)
             reader.stop()
 
         def one(reader: Reader, place: Path, number: int) -> None:
@@ -811,7 +824,7 @@ def main() -> None:
     print(f"{summary.files} mutated files in {time.monotonic() - started:.0f} s, seed {options.seed}")
     for outcome, count in sorted(summary.outcomes.items()):
         print(f"{count:>7} {outcome}")
-    print(f"slowest: {summary.slowest:.2f} s; most memory of the intake: {summary.memory:.0f} MB")
+    print(f"slowest: {summary.slowest:.2f} s; most memory: {summary.memory:.0f} MB, decoder {summary.decoder:.0f} MB")
     print(f"{len(summary.findings)} findings")
     for finding in summary.findings:
         print(finding)

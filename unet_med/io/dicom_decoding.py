@@ -45,11 +45,10 @@ LOSSLESS = frozenset({RLE, *(_JPEG_2000 + end for end in ("57", "70", "80", "90"
 """Syntaxes that give back the stored words as they were, bits above Bits Stored included."""
 
 COMMAND = (sys.executable, "-P", "-c", "from unet_med.io.dicom_decoding import main; main()")
-LARGEST_FRAME = 1 << 30
+LARGEST_FRAME = 1 << 28
 """Bytes of a decoded frame; a larger one is refused."""
 
-_MEMORY = 1 << 30
-_MEMORY_PER_BYTE = 8
+_MEMORY = 2 << 30
 _SECONDS = 4.0
 _SECONDS_PER_BYTE = 4e-6
 _START_SECONDS = 120.0
@@ -179,7 +178,7 @@ def decoders(syntax: str, bits: int = 8) -> tuple[str, ...]:
 
 @lru_cache(maxsize=32)
 def is_installed(module: str) -> bool:
-    """Whether a module can be found; it is not imported."""
+    """Whether a module can be found; it is not imported, only the package that it is in."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
@@ -471,8 +470,7 @@ class _Limits:
         seconds = used.ru_utime + used.ru_stime + _SECONDS + _SECONDS_PER_BYTE * frame.decoded_bytes
         self._lower(self._resource.RLIMIT_CPU, math.ceil(seconds))
         if self._base:
-            size = self._base + _MEMORY + _MEMORY_PER_BYTE * frame.decoded_bytes + 2 * len(frame.data)
-            self._lower(self._resource.RLIMIT_AS, size)
+            self._lower(self._resource.RLIMIT_AS, self._base + _MEMORY)
 
     def _lower(self, what: int, value: int) -> None:
         _, hard = self._resource.getrlimit(what)
@@ -523,7 +521,7 @@ def decode(frame: Frame) -> Array:
     for library in decoders(frame.syntax, frame.bits_stored):
         try:
             values = _decode_with(library, frame)
-        except MemoryError:
+        except (MemoryError, _StreamError):
             raise
         except Exception as error:  # noqa: BLE001 - another library may read it
             fault = error

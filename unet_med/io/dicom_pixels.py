@@ -64,6 +64,8 @@ _SYNTAXES = {
 _META_SYNTAX = 0x00020010
 _MOST_VALUE = 16 * 1024 * 1024
 _MOST_BYTES = 1 << 31
+_MOST_INFLATED = 3 << 28
+_BLOCK = 1 << 20
 _AHEAD = 6
 _SCAN_AGAIN = "scan the folder again"
 _COPY_AGAIN = "copy the series again from its origin"
@@ -334,9 +336,13 @@ class _PixelFile:
             raise InputRefusedError("the rescale slope or intercept is no usable number", remedy=_EXPORT_AGAIN)
         if factor == 1 and offset == int(offset) and abs(offset) < 1 << 23 and stored.dtype.itemsize <= 2:
             return np.add(stored, np.float32(offset), dtype=np.float32)  # exact: every number has 24 bits at most
-        values = np.multiply(stored, np.float64(factor), dtype=np.float64)
-        values += offset
-        return values.astype(np.float32)
+        values = np.empty(stored.shape, dtype=np.float32)
+        step = max(1, _BLOCK // max(1, stored[:1].size))
+        for start in range(0, len(stored), step):
+            block = np.multiply(stored[start : start + step], np.float64(factor), dtype=np.float64)
+            block += offset
+            values[start : start + step] = block
+        return values
 
     def _rescale(self, frame: int) -> tuple[float | None, float | None]:
         """Returns slope and intercept of a frame."""
@@ -433,9 +439,9 @@ def _walk(path: Path, file: BinaryIO, size: int) -> _PixelFile | None:
             swapped = encoding.order == ">" and vr == b"OW"
             at, inflated = window.at + value, None
             if syntax == DEFLATED:
-                if length > _MOST_BYTES:
-                    raise InputRefusedError("the pixels are more than fit into memory", remedy=_COPY_AGAIN)
-                at, inflated = 0, bytes(window.forward(value, length)[:length])
+                if length > _MOST_INFLATED:
+                    raise InputRefusedError("deflated pixels of such a size are not read", remedy=_EXPORT_AGAIN)
+                at, inflated = 0, window.forward(value, length)
             pixels = _PixelFile(
                 *(path, values, frozenset(noted), encoding.order, syntax, tag, at, length), data=inflated
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -15,10 +16,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from pydicom.uid import JPEGLSLossless
 
 from unet_med.errors import InputRefusedError, MachineError
 from unet_med.io import dicom_decoding as decoding
+from unet_med.io.dicom import inspect_dicom
 from unet_med.io.dicom_pixels import missing_decoder
+
+_SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[2] / "dicom_writer.py")
+w = importlib.util.module_from_spec(_SPEC)
+sys.modules["dicom_writer"] = w
+_SPEC.loader.exec_module(w)
 
 imagecodecs = pytest.importorskip("imagecodecs")
 ROOT = Path(decoding.__file__).parents[2]
@@ -282,6 +290,20 @@ def test_a_missing_decoder_is_named(
     monkeypatch.undo()
     missing_decoder.cache_clear()
     assert missing_decoder(syntax, bits) == ""
+
+
+def test_a_series_is_refused_before_its_pixels_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slices = w.Series().slices()
+    for data in slices:
+        data.compress(JPEGLSLossless, generate_instance_uid=False)
+    paths = w.write(tmp_path, slices)
+    assert inspect_dicom(paths).sources[0].usable
+    without(monkeypatch, "imagecodecs", "jpeg_ls", "gdcm")
+    ref = inspect_dicom(paths).sources[0]
+    assert not ref.usable
+    assert "no decoder is installed for JPEG-LS Lossless" in ref.reason
+    assert 'pip install "unet-med[dicom]"' in ref.reason
+    missing_decoder.cache_clear()
 
 
 def test_a_library_that_is_left_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
