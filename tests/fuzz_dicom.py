@@ -781,7 +781,7 @@ def run(options: argparse.Namespace) -> Summary:
             for name, data in seed.files.items():
                 (place / name).write_bytes(mutation.apply(data) if name == damaged else data)
             answer = reader.ask(place)
-            if answer["seconds"] > SECONDS:  # a busy machine is no finding
+            for _ in range(2 if answer["seconds"] > SECONDS else 0):  # a busy machine is no finding
                 answer = min(answer, reader.ask(place), key=lambda one: one["seconds"])
             found = faults(answer)
             with lock:

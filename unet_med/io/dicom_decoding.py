@@ -49,8 +49,11 @@ LARGEST_FRAME = 1 << 28
 """Bytes of a decoded frame; a larger one is refused."""
 
 _MEMORY = 2 << 30
-_SECONDS = 4.0
-_SECONDS_PER_BYTE = 4e-6
+_SECONDS = 2.0
+_SECONDS_PER_BYTE = 2e-6
+_PATIENCE = 5.0
+"""The clock may show so many times the processor time that a frame may take: a machine can be busy."""
+
 _START_SECONDS = 120.0
 _STARTS = 2
 _COPY_AGAIN = "copy the series again from its origin"
@@ -240,14 +243,14 @@ class _Decoder:
         Raises:
             InputRefusedError: It cannot be decoded. After a crash or a time out nothing else can be had from here.
         """
-        limit = _SECONDS + _SECONDS_PER_BYTE * frame.decoded_bytes
+        seconds = _seconds(frame)
         try:
-            answer = self._answers.get(timeout=limit)
+            answer = self._answers.get(timeout=seconds * _PATIENCE)
         except queue.Empty:
-            raise _refusal(f"decoding them takes more than {limit:.0f} seconds") from None
+            raise _refusal(f"decoding them takes more than {seconds * _PATIENCE:.0f} seconds") from None
         if answer is None:
             slow = hasattr(signal, "SIGXCPU") and self._process.wait() == -signal.SIGXCPU
-            raise _refusal(f"decoding them takes more than {limit:.0f} seconds" if slow else "the decoder crashed")
+            raise _refusal(f"decoding them takes more than {seconds:.0f} seconds" if slow else "the decoder crashed")
         self._waiting -= 1
         outcome, data = answer
         if outcome != _DONE:
@@ -293,6 +296,11 @@ class _Decoder:
                     break
                 self._answers.put((outcome, data))
         self._answers.put(None)
+
+
+def _seconds(frame: Frame) -> float:
+    """Processor time that a frame may take."""
+    return _SECONDS + _SECONDS_PER_BYTE * frame.decoded_bytes
 
 
 def _job(frame: Frame) -> bytes:
@@ -430,6 +438,8 @@ def main() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
+    with suppress(ImportError):
+        import imagecodecs  # noqa: F401 - before the first frame is timed
     limits = _Limits()
     _send(answers, _DONE, b"")
     while (head := _exactly(jobs, _JOB.size)) is not None:
@@ -456,7 +466,7 @@ class _Limits:
     def __init__(self) -> None:
         try:
             import resource
-        except ImportError:  # Windows: only the parent's time limit holds
+        except ImportError:  # Windows: only the parent's clock limits it
             self._resource: Any = None
             return
         self._resource = resource
@@ -467,8 +477,7 @@ class _Limits:
         if self._resource is None:
             return
         used = self._resource.getrusage(self._resource.RUSAGE_SELF)
-        seconds = used.ru_utime + used.ru_stime + _SECONDS + _SECONDS_PER_BYTE * frame.decoded_bytes
-        self._lower(self._resource.RLIMIT_CPU, math.ceil(seconds))
+        self._lower(self._resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime + _seconds(frame)))
         if self._base:
             self._lower(self._resource.RLIMIT_AS, self._base + _MEMORY)
 
