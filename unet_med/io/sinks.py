@@ -198,7 +198,7 @@ class VolumeMaskSink(_MaskSink):
         paths = [_named(self.target, one.ending) for one in formats]
         with whole_files([*paths, _sidecar(self.target)], self.id) as parts:
             records = {one.name: _written(one, export, part) for one, part in zip(formats, parts, strict=False)}
-            self.checks |= _flat(records.get("nifti", {})) | {"passed": True, "formats": records}
+            self.checks |= {**records.get("nifti", {}), "passed": True, "formats": records}
             write_json(parts[-1], self._content(paths), self.id)
         return [*paths, _sidecar(self.target)]
 
@@ -206,11 +206,6 @@ class VolumeMaskSink(_MaskSink):
         """Forgets what was written; nothing of it was visible."""
         super().abort()
         self.probabilities = None
-
-
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of NIfTI, the usual format, without looking into the formats."""
-    return {key: value for key, value in record.items() if key != "stamp"}
 
 
 def _written(wanted: Format, export: MaskExport, part: Path) -> dict[str, Any]:

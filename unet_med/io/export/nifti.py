@@ -36,7 +36,7 @@ def check(path: Path, export: MaskExport) -> dict[str, Any]:
     """Opens the file with both readers, compares every voxel, and stamps what the one that did not write it found."""
     place = NiftiPlace(export.source)
     record, found = _compare(path, export.labels, place, export.source.id, centroids=True)
-    return record | {"stamp": stamp(export, found)}
+    return record | stamp(export, found)
 
 
 class NiftiPlace:

@@ -54,7 +54,7 @@ def check(path: Path, export: MaskExport) -> dict[str, Any]:
                     export.source.id,
                     "the file was removed; report this together with `unet-med scan --json`",
                 )
-    return {"readers": ["SimpleITK"], "segments": len(export.label_map.labels), "passed": True, "stamp": record}
+    return record | {"segments": len(export.label_map.labels)}
 
 
 def _header(labels: npt.NDArray[Any], grid: Geometry) -> Iterator[str]:

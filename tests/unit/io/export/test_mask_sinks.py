@@ -54,9 +54,9 @@ def test_every_format_is_written_and_checked(tmp_path: Path) -> None:
     for name in BOTH.formats:
         record = sidecar["checks"]["formats"][name]
         assert record["passed"]
-        assert record["stamp"]["reader"] == "SimpleITK"
-        assert record["stamp"]["voxels"] == 0
-        assert record["stamp"]["pairs"] == 1
+        assert record["reader"] == "SimpleITK"
+        assert record["voxels"] == 0
+        assert record["pairs"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["case.json", "case.nii.gz", "case.seg.nrrd"]
 
 

@@ -90,8 +90,8 @@ def test_simpleitk_finds_the_mask(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_allclose(lps * (-1, -1, 1), export.geometry.to_world((8, 6, 0)), atol=1e-9)
     record = seg_nrrd.check(path, export)
     assert record["passed"]
-    assert record["stamp"]["labels"] == 3
-    assert record["stamp"]["reader"] == "SimpleITK"
+    assert record["labels"] == 3
+    assert record["reader"] == "SimpleITK"
 
 
 def test_pynrrd_finds_the_mask(tmp_path: Path) -> None:
