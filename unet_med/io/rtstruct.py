@@ -261,15 +261,23 @@ def _filled(polygons: list[FloatArray], size: tuple[int, int], notes: Counter[st
         notes["contours are there twice: the second is left out"] += len(polygons) - len(unique)
     inside = np.zeros(size, dtype=np.bool_)
     line = np.zeros(size, dtype=np.bool_)
+    filled = 0
     for points in unique.values():
-        one = polygon_parity(points, size)
-        both = int((one & inside).sum())
-        if 0 < both < min(int(one.sum()), int(inside.sum())):
-            notes["contours cross each other: what they share counts as outside"] += 1
-        inside ^= one
-        line |= polygon_line(points, size)
-        if points.min() < -0.5 or (points.max(axis=0) > np.array(size) - 0.5).any():
+        if points.min() < -1.0 or (points.max(axis=0) > size).any():
             notes["contours reach beyond the picture: cut off"] += 1
+        low = np.clip(np.floor(points.min(axis=0)), 0, size).astype(np.intp)
+        high = np.clip(np.ceil(points.max(axis=0)) + 1, 0, size).astype(np.intp)
+        if (high <= low).any():
+            continue
+        box = slice(low[0], high[0]), slice(low[1], high[1])
+        extent = int(high[0] - low[0]), int(high[1] - low[1])
+        one = polygon_parity(points - low, extent)
+        count, both = int(one.sum()), int((one & inside[box]).sum())
+        if 0 < both < min(count, filled):
+            notes["contours cross each other: what they share counts as outside"] += 1
+        filled += count - 2 * both
+        inside[box] ^= one
+        line[box] |= polygon_line(points - low, extent)
     return inside | line
 
 
