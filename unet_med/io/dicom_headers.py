@@ -131,6 +131,11 @@ _WANTED = frozenset(
     }
 )
 
+_LAST_GROUP = 0x0028
+"""Behind this group there is nothing that is wanted but the pixels."""
+
+_PLAIN = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG})
+
 MODALITIES = frozenset(
     {
         *("AR", "AU", "BDUS", "BI", "BMD", "CR", "CT", "DG", "DOC", "DX", "ECG", "EPS", "ES", "FID"),
@@ -286,7 +291,7 @@ def _walk(file: BinaryIO, size: int, start: bytes) -> _Raw | None:
         index, encoding = open_elements(window, raw.values)
         raw.syntax = decoded_text(raw.values.get(_TRANSFER_SYNTAX, b"")) or _SYNTAXES[encoding]
         raw.order = encoding.order
-        _elements(window, index, raw, encoding)
+        _elements(file, size, window, index, raw, encoding)
     except walker.NeedMoreError:
         raw.broken = True
         raw.syntax = raw.syntax or decoded_text(raw.values.get(_TRANSFER_SYNTAX, b""))
@@ -337,31 +342,86 @@ def open_elements(window: walker.Window, meta: dict[int, bytes]) -> tuple[int, w
     return index, walker.EXPLICIT if explicit else walker.IMPLICIT
 
 
-def _elements(window: walker.Window, index: int, raw: _Raw, encoding: walker.Encoding) -> None:
+def _elements(file: BinaryIO, size: int, window: walker.Window, index: int, raw: _Raw, how: walker.Encoding) -> None:
     """Reads elements up to the pixels into ``raw``."""
-    values, data = raw.values, window.data
-    items_without_vr = walker.without_vr(encoding)
+    values, data, wanted = raw.values, window.data, _WANTED
+    explicit, head, head_without, long_length = how.explicit, how.with_vr, how.without_vr, how.length
+    short_vrs, long_vrs, undefined = walker.SHORT_VRS, walker.LONG_VRS, walker.UNDEFINED
+    end, ahead = len(data), True
     while True:
-        if index + 12 > len(data):
+        if index + 12 > end:
             data, index = window.forward(index), 0
+            end = len(data)
             if not data:
                 return
-        tag, vr, length, value = walker.element(data, index, encoding)
-        if tag >> 16 == PIXEL_GROUP and tag & 0xFFFF in _PIXEL_ELEMENTS:
-            raw.pixels_at, raw.pixels_length = window.at + value, length
-            return
-        raw.grouped = raw.grouped or tag == _FRAME_GROUPS
-        if length == walker.UNDEFINED:
-            index = walker.pass_sequence(window, value, items_without_vr if vr == b"UN" else encoding)
+        vr = b""
+        if index + 12 > end:
+            tag, vr, length, value = walker.element(data, index, how)
+            group = tag >> 16
+        elif explicit:
+            # The same as walker.element, without the call: headers of some vendors have a thousand elements.
+            group, number, vr, length = head.unpack_from(data, index)
+            tag = group << 16 | number
+            if vr in short_vrs:
+                value = index + 8
+            elif vr in long_vrs:
+                length, value = long_length.unpack_from(data, index + 8)[0], index + 12
+            else:
+                tag, vr, length, value = walker.element(data, index, how)
+        else:
+            group, number, length = head_without.unpack_from(data, index)
+            tag, value = group << 16 | number, index + 8
+        if group > _LAST_GROUP:
+            if group == PIXEL_GROUP and tag & 0xFFFF in _PIXEL_ELEMENTS:
+                raw.pixels_at, raw.pixels_length = window.at + value, length
+                return
+            if ahead and _pixels_are_last(file, size, raw, how):
+                return
+            ahead = False
+            raw.grouped = raw.grouped or tag == _FRAME_GROUPS
+        if length == undefined:
+            index = walker.pass_sequence(window, value, walker.without_vr(how) if vr == b"UN" else how)
             data = window.data
+            end = len(data)
             continue
         index = value + length
-        if tag in _WANTED and length <= _MOST_VALUE:
-            if index > len(data):
+        if tag in wanted and length <= _MOST_VALUE:
+            if index > end:
                 data, value, index = window.forward(value, length), 0, length
-                if length > len(data):
+                end = len(data)
+                if length > end:
                     raise walker.NeedMoreError
             values[tag] = data[value:index]
+
+
+def _pixels_are_last(file: BinaryIO, size: int, raw: _Raw, how: walker.Encoding) -> bool:
+    """Looks for uncompressed pixels at the end of the file, where they are in nearly every classic slice.
+
+    What lies between the image description and them is of no interest, and long in the files of some vendors.
+    """
+    if raw.syntax not in _PLAIN or 0x00200032 not in raw.values or (_integer(raw, 0x00280008) or 1) != 1:
+        return False
+    length = _pixel_bytes(raw, 1)
+    length += length % 2
+    if not length:
+        return False
+    here = file.tell()
+    for vr in (b"OW", b"OB") if how.explicit else (b"",):
+        pixels = how.with_vr.pack(PIXEL_GROUP, 0x0010, vr, 0) + how.length.pack(length) if vr else b""
+        pixels = pixels or how.without_vr.pack(PIXEL_GROUP, 0x0010, length)
+        start = size - length - len(pixels)
+        file.seek(max(start, 0))
+        if file.read(len(pixels)) == pixels:
+            raw.pixels_at, raw.pixels_length = size - length, length
+            return True
+    file.seek(here)
+    return False
+
+
+def _pixel_bytes(raw: _Raw, frames: int) -> int:
+    """Returns how long uncompressed pixels are by the image description, without padding."""
+    numbers = [_short(raw, tag) or 0 for tag in (0x00280010, 0x00280011, 0x00280100)]
+    return (math.prod(numbers) * (_short(raw, 0x00280002) or 1) * frames + 7) // 8
 
 
 def _ask_pydicom(path: Path) -> _Raw | None:
@@ -407,15 +467,14 @@ def _pixel_fault(file: BinaryIO, size: int, raw: _Raw) -> str:
         return "truncated in its header"
     if raw.pixels_at is None:
         return "without pixels"
-    samples, frames = _short(raw, 0x00280002) or 1, _integer(raw, 0x00280008) or 1
+    frames = _integer(raw, 0x00280008) or 1
     if raw.pixels_length == walker.UNDEFINED:
         pictures = 1 if raw.syntax.startswith(_VIDEO) else frames
         return "" if raw.pixels_at < 0 or _fragments_end(file, size, raw.pixels_at, pictures) else "truncated"
     if raw.pixels_at >= 0 and raw.pixels_at + raw.pixels_length > size:
         return "truncated"
-    numbers = [_short(raw, tag) or 0 for tag in (0x00280010, 0x00280011, 0x00280100)]
-    expected = (math.prod(numbers) * samples * frames + 7) // 8
-    return "truncated" if raw.syntax in NATIVE_SYNTAXES and raw.pixels_length < expected else ""
+    short = raw.syntax in NATIVE_SYNTAXES and raw.pixels_length < _pixel_bytes(raw, frames)
+    return "truncated" if short else ""
 
 
 def _fragments_end(file: BinaryIO, size: int, position: int, pictures: int) -> bool:

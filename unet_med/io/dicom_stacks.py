@@ -265,8 +265,24 @@ def _splitting(headers: Sequence[Header], places: Sequence[int], count: int) -> 
             for _, values, code in chosen:
                 group = group * values + code
             if len(np.unique(group)) == number and len(np.unique(group * count + place)) == len(headers):
-                return tuple(tag for tag, _, _ in chosen)
+                return _with_b_value(tuple(chosen), codes, group, number)
     return ()
+
+
+def _with_b_value(
+    chosen: tuple[tuple[SplitTag, int, npt.NDArray[np.int64]], ...],
+    codes: Sequence[tuple[SplitTag, int, npt.NDArray[np.int64]]],
+    group: npt.NDArray[np.int64],
+    number: int,
+) -> tuple[SplitTag, ...]:
+    """Returns the chosen tags; before a gradient direction the b-value too, where it differs and splits no further."""
+    tags = tuple(tag for tag, _, _ in chosen)
+    words = {tag.word for tag in tags}
+    if "direction" in words and "b" not in words:
+        for tag, values, code in codes:
+            if tag.word == "b" and len(np.unique(group * values + code)) == number:
+                return (tag, *tags)
+    return tags
 
 
 def _groups(headers: Iterable[Header], tags: tuple[SplitTag, ...]) -> dict[Any, list[Header]]:
@@ -285,7 +301,9 @@ def _named(groups: dict[Any, list[Header]], tags: tuple[SplitTag, ...]) -> list[
     stacks = []
     for number, values in enumerate(ordered):
         suffix = "-".join(f"{tag.word}{names[axis][values[axis]]}" for axis, tag in enumerate(tags))
-        note = _split_note(" and ".join(tag.word for tag in tags), number + 1, len(ordered), len(groups[values]))
+        note = _split_note(
+            " and ".join(tag.word.rstrip("-") for tag in tags), number + 1, len(ordered), len(groups[values])
+        )
         stacks.append(Stack(tuple(groups[values]), suffix, (note + told[number],)))
     return stacks
 

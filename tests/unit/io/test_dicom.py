@@ -672,7 +672,7 @@ def gradient(data: Dataset, number: int) -> None:
         (lambda data, n: setattr(data, "EchoTime", [4.6, 9.2, 13.8, 20.0][n]), ["echo1", "echo2", "echo3", "echo4"]),
         (lambda data, n: setattr(data, "TemporalPositionIdentifier", n + 1), ["time1", "time2", "time3", "time4"]),
         (lambda data, n: setattr(data, "TriggerTime", 25.5 * n), ["phase1", "phase2", "phase3", "phase4"]),
-        (gradient, ["direction1", "direction2", "direction3", "direction4"]),
+        (gradient, ["b0-direction1", "b1000-direction2", "b1000-direction3", "b1000-direction4"]),
         (
             lambda data, n: setattr(data, "ImageType", ["ORIGINAL", "PRIMARY", "MPRI"[n : n + 1]]),
             ["type1", "type2", "type3", "type4"],
