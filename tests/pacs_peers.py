@@ -122,7 +122,9 @@ def receiver(
 
 
 @contextmanager
-def web_server(answers: list[tuple[int, dict[str, str], bytes]]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+def web_server(
+    answers: list[tuple[int, dict[str, str], bytes]], tls: Any = None
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """Yields the address, and the headers of the requests; the last answer is repeated."""
     asked: list[dict[str, str]] = []
 
@@ -155,9 +157,11 @@ def web_server(answers: list[tuple[int, dict[str, str], bytes]]) -> Iterator[tup
             """Silent."""
 
     server = ThreadingHTTPServer((HOST, 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
-        yield f"http://{HOST}:{server.server_address[1]}/dicom-web", asked
+        yield f"http{'s' if tls else ''}://{HOST}:{server.server_address[1]}/dicom-web", asked
     finally:
         server.shutdown()
         server.server_close()

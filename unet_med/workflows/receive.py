@@ -27,7 +27,7 @@ from unet_med.io.pacs.client import send_objects
 from unet_med.io.pacs.inbox import Arrived, Inbox, Limits
 from unet_med.io.pacs.listener import listening
 from unet_med.io.pacs.objects import find_objects
-from unet_med.io.pacs.target import AE_TITLE, Access, Target, check_aet, is_loopback
+from unet_med.io.pacs.target import AE_TITLE, Access, Target, check_aet, is_loopback, needed
 from unet_med.io.source import IntakeOptions
 from unet_med.workflows.casefolder import REPORT
 from unet_med.workflows.journal import Journal, file_key, input_state, open_job, same_input
@@ -110,6 +110,7 @@ def receive(
         ConfigError: A format needs codes of the labels which nobody gave.
         ModelError: The model cannot be loaded.
     """
+    needed("pynetdicom")
     title = check_aet(aet, "--aet")
     callers = [check_aet(name, "--allow") for name in allow]
     if not callers and not is_loopback(host):

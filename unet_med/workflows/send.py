@@ -13,7 +13,7 @@ from typing import Any
 from unet_med.errors import NothingUsableError, UsageError
 from unet_med.io.pacs.client import Receipt, send_objects
 from unet_med.io.pacs.objects import find_objects
-from unet_med.io.pacs.target import AE_TITLE, Access, Target, check_access, check_aet, parse_target
+from unet_med.io.pacs.target import AE_TITLE, Access, DicomTarget, Target, check_access, check_aet, needed, parse_target
 from unet_med.workflows.outcome import DONE, MACHINE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 
@@ -48,7 +48,7 @@ def send(
         MachineError: The PACS cannot be reached.
     """
     target, access = make_access(to, aet, user, password_env, tls, ca, "--to")
-    found = find_objects(files)
+    found = find_objects(files, track)
     if not found.objects:
         also = f"; {found.skipped} other files were skipped" if found.skipped else ""
         raise NothingUsableError(f"no DICOM object was found{also}", "FILES", "give DICOM files, or folders of them")
@@ -79,9 +79,10 @@ def make_access(
     """Returns a target and how we show ourselves there; asks for the password where one is needed.
 
     Raises:
-        UsageError: An option is wrong, or the password is missing.
+        UsageError: An option is wrong, the password is missing, or the extra ``pacs`` is not installed.
     """
     target = parse_target(*to, option)
+    needed("pynetdicom" if isinstance(target, DicomTarget) else "dicomweb_client.web")
     plain = Access(check_aet(aet, "--aet"), user, None, tls, ca)
     warning = check_access(target, plain)
     if warning:

@@ -6,6 +6,7 @@ import json
 import logging
 import ssl
 import subprocess
+import sys
 from pathlib import Path
 
 import dicom_writer as w
@@ -28,6 +29,7 @@ from unet_med.io.pacs.client import send_objects
 from unet_med.io.pacs.dimse import batches, failure_text
 from unet_med.io.pacs.objects import DicomObject, find_objects
 from unet_med.io.pacs.target import Access, DicomTarget, Target, WebTarget, check_access, parse_target
+from unet_med.workflows.send import send
 
 pytest.importorskip("pynetdicom")
 
@@ -263,7 +265,9 @@ def test_kinds_that_fill_an_association_go_through_several() -> None:
     assert list(batches([])) == []
 
 
-def test_tls_checks_the_certificate(tmp_path: Path, series: list[Path]) -> None:
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate that nobody trusts, and how a server shows it."""
     certificate, key = tmp_path / "peer.pem", tmp_path / "peer.key"
     made = subprocess.run(
         [
@@ -277,12 +281,19 @@ def test_tls_checks_the_certificate(tmp_path: Path, series: list[Path]) -> None:
         pytest.skip("openssl is not here to make a certificate")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
+    return certificate, context
+
+
+def test_tls_checks_the_certificate(
+    certificate: tuple[Path, ssl.SSLContext], tmp_path: Path, series: list[Path]
+) -> None:
+    authority, context = certificate
     with receiver(tls=context) as peer:
-        assert _send(_dicom(peer.place), series, Access(tls=True, ca=certificate)) == [("sent", "")] * 4
+        assert _send(_dicom(peer.place), series, Access(tls=True, ca=authority)) == [("sent", "")] * 4
         with pytest.raises(MachineError, match="no connection"):
             _send(_dicom(peer.place), series, Access(tls=True))
     with pytest.raises(UsageError, match="no certificates"):
-        _send(_dicom(peer.place), series, Access(tls=True, ca=key))
+        _send(_dicom(peer.place), series, Access(tls=True, ca=tmp_path / "peer.key"))
 
 
 # ---- STOW-RS ---------------------------------------------------------------------------------------------------------
@@ -378,3 +389,26 @@ def test_nothing_of_a_patient_is_logged(series: list[Path], caplog: pytest.LogCa
     with receiver(answer=lambda number: None if number == 2 else 0xC000) as peer:
         _send(_dicom(peer.place), series)
     assert "SECRET" not in caplog.text
+
+
+def test_https_checks_the_certificate(
+    certificate: tuple[Path, ssl.SSLContext], series: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, context = certificate
+    with web_server([(200, STORED, _stored(series[0]))], tls=context) as (address, asked):
+        with pytest.raises(UsageError, match="not trusted") as caught:
+            _send(WebTarget(address), series[:1])
+        assert "--ca" in caught.value.remedy
+        assert asked == []
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", ssl.get_default_verify_paths().cafile or "")
+        assert _send(WebTarget(address), series[:1], Access(ca=authority)) == [("sent", "")]
+
+
+@pytest.mark.parametrize("to", [("dicom", "127.0.0.1:104/A"), ("dicomweb", "http://127.0.0.1/x")], ids=" ".join)
+def test_without_the_extra_it_is_named(
+    to: tuple[str, str], series: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("pynetdicom", "dicomweb_client.web"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=r"is not installed.*unet-med\[pacs\]"):
+        send(series, to)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from unet_med.errors import InputRefusedError, MachineError, UnetMedError, UsageError
@@ -114,6 +116,11 @@ class DimseConnection:
 
     def _associate(self) -> None:
         connected: list[bool] = []
+
+        def on_open(event: Any) -> None:
+            connected.append(True)
+            send_at_once(event)
+
         entity = self._pynetdicom.AE(ae_title=self._access.aet)
         entity.connection_timeout = _CONNECT_SECONDS
         entity.acse_timeout = _ANSWER_SECONDS
@@ -127,7 +134,7 @@ class DimseConnection:
             self._target.port,
             ae_title=self._target.aet,
             tls_args=(self._tls(), self._target.host) if self._access.tls else None,
-            evt_handlers=[(self._pynetdicom.evt.EVT_CONN_OPEN, lambda _event: connected.append(True))],
+            evt_handlers=[(self._pynetdicom.evt.EVT_CONN_OPEN, on_open)],
         )
         if association.is_established:
             self._association = association
@@ -188,6 +195,12 @@ class DimseConnection:
             return ssl.create_default_context(cafile=None if self._access.ca is None else str(self._access.ca))
         except (ssl.SSLError, OSError) as error:
             raise UsageError("the file holds no certificates", "--ca", "give a PEM file") from error
+
+
+def send_at_once(event: Any) -> None:
+    """Lets short messages leave at once: otherwise each object waits for the peer's delayed acknowledgement."""
+    with suppress(OSError, AttributeError):
+        event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def kind_name(uid: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from unet_med.errors import UsageError
 from unet_med.io.dicom_headers import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from unet_med.io.dicom_pixels import missing_decoder
-from unet_med.io.pacs.dimse import VERIFICATION
+from unet_med.io.pacs.dimse import VERIFICATION, send_at_once
 from unet_med.io.pacs.inbox import NO_OBJECT, Inbox, Limits
 from unet_med.io.pacs.target import needed
 
@@ -83,6 +83,7 @@ def listening(
     endings = (events.EVT_RELEASED, events.EVT_ABORTED, events.EVT_CONN_CLOSE)
     handlers = [
         (events.EVT_CONN_OPEN, lambda event: _Meter.attach(event.assoc, most)),
+        (events.EVT_CONN_OPEN, send_at_once),
         (events.EVT_C_STORE, lambda event: _store(event, inbox)),
         (events.EVT_PDU_RECV, _note_release),
         *((ending, lambda event: _ended(event, inbox)) for ending in endings),

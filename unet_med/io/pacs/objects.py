@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -75,25 +74,33 @@ class Found:
     skipped: int
 
 
-def find_objects(paths: Sequence[Path]) -> Found:
-    """Looks at files, and at all files below folders; hidden ones and DICOMDIR are left alone."""
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+def find_objects(paths: Sequence[Path], progress: Progress | None = None) -> Found:
+    """Looks at files, and at all files below folders; hidden ones and DICOMDIR are left alone.
+
+    Args:
+        paths: Files and folders.
+        progress: Wraps the loop over the files, for example :func:`unet_med.workflows.progress.track`.
+    """
     objects: dict[Path, DicomObject] = {}
     refused: list[Unsendable] = []
-    skipped: Counter[str] = Counter()
-    for number, given in enumerate(paths, start=1):
-        for path in _files(given):
-            known = path.resolve()
-            if known in objects:
-                continue
-            one = look(path)
-            if one is not None:
-                objects[known] = one
-            elif given.is_dir():
-                skipped["files"] += 1
-            else:
-                reason = "this is no DICOM object (Part 10 file with SOP class and transfer syntax): leave it out"
-                refused.append(Unsendable(f"file-{number}", reason))
-    return Found(tuple(objects.values()), tuple(refused), skipped["files"])
+    skipped = 0
+    every = [(number, given, path) for number, given in enumerate(paths, start=1) for path in _files(given)]
+    for number, given, path in every if progress is None else progress(every, "reading headers"):
+        known = path.resolve()
+        if known in objects:
+            continue
+        one = look(path)
+        if one is not None:
+            objects[known] = one
+        elif given.is_dir():
+            skipped += 1
+        else:
+            reason = "this is no DICOM object (Part 10 file with SOP class and transfer syntax): leave it out"
+            refused.append(Unsendable(f"file-{number}", reason))
+    return Found(tuple(objects.values()), tuple(refused), skipped)
 
 
 def look(path: Path) -> DicomObject | None:
