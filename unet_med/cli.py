@@ -248,7 +248,12 @@ def manifest(
         str | None, typer.Option("--label-values", metavar="A=B,...", help='Read stored values as: "255=1".')
     ] = None,
     label_names: Annotated[
-        str | None, typer.Option("--label-names", metavar="N=NAME,...", help='Name the labels: "1=liver,2=kidney".')
+        str | None,
+        typer.Option(
+            "--label-names",
+            metavar="N=NAME,...",
+            help='Name the labels: "1=liver,2=kidney". Segments in DICOM: "1=liver,1=Leber,0=couch"; 0 leaves out, * all.',
+        ),
     ] = None,
     series: SeriesOption = [],
     axes: AxesOption = None,

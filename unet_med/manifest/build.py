@@ -46,7 +46,8 @@ class BuildOptions:
         group_by: A regular expression, or a CSV file.
         task: ``semantic`` or ``instance``; ``None`` to look at the labels.
         label_values: ``"255=1"``: how stored label values are to be read.
-        label_names: ``"1=liver,2=tumour"``.
+        label_names: ``"1=liver,2=tumour"``; for segments in DICOM several names may mean one value, ``0=NAME`` leaves a
+            segment out, and ``0=*`` all that are not named.
         seed: Of the folds.
     """
 

@@ -251,6 +251,8 @@ def _notes(
             notes.append(f"label {entry.value} {entry.name} is called {', '.join(names)}: one label by code or by list")
         if entry.value and entry.cases < len(annotations):
             notes.append(f"label {entry.value} {entry.name} is in {entry.cases} of {len(annotations)} annotations")
+    if len([entry for entry in entries if entry.value and entry.cases < len(annotations)]) > 1:
+        notes.append("names that mean one label: --label-names 1=NAME,1=OTHER")
     out = sum(value == 0 for values in found for value in values.values())
     if out:
         notes.append(f"segments left out as --label-names says: {out}")

@@ -42,7 +42,7 @@ def make_manifest(
         group_by: A regular expression or a CSV file that says what stays together.
         task: What label values mean; ``None`` to look at them.
         label_values: ``"255=1"``: how stored values are to be read.
-        label_names: ``"1=liver,2=tumour"``.
+        label_names: ``"1=liver,2=tumour"``; see :class:`unet_med.manifest.BuildOptions`.
         intake: How images are read.
 
     Raises:
