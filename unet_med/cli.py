@@ -252,7 +252,7 @@ def manifest(
         typer.Option(
             "--label-names",
             metavar="N=NAME,...",
-            help='Name the labels: "1=liver,2=kidney". Segments in DICOM: "1=liver,1=Leber,0=couch"; 0 leaves out, * all.',
+            help='Name the labels: "1=liver,2=kidney". Segments in DICOM: "1=liver,1=Leber,0=couch"; 0 leaves out.',
         ),
     ] = None,
     series: SeriesOption = [],
