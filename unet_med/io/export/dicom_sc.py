@@ -125,15 +125,18 @@ def _grey(values: npt.NDArray[np.float32], window: tuple[float, float]) -> Pictu
 
 def _outlined(grey: Picture, labels: npt.NDArray[Any], label_map: LabelMap, factor: int) -> Picture:
     """Returns (rows, columns, 3): the slice, enlarged, with the outermost pixels of each label in its colour."""
-    size = (factor, factor)
-    picture = np.repeat(np.kron(grey, np.ones(size, dtype=np.uint8))[..., np.newaxis], 3, axis=-1)
-    enlarged = np.kron(labels, np.ones(size, dtype=labels.dtype))
+    picture = np.repeat(_enlarged(grey, factor)[..., np.newaxis], 3, axis=-1)
+    enlarged = _enlarged(labels, factor)
     border = _border(enlarged)
     colours = np.zeros((max([0, int(labels.max()), *(label.index for label in label_map.labels)]) + 1, 3), np.uint8)
     for label in label_map.labels:
         colours[label.index] = label.colour
     picture[border] = colours[enlarged[border]]
     return picture
+
+
+def _enlarged(values: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
+    return values if factor == 1 else values.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def _border(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -230,15 +233,16 @@ def check(path: Path, export: MaskExport) -> dict[str, Any]:
     for number, file in enumerate(files):
         with guarded("a written secondary capture cannot be read", export.source.id):
             picture, affine = _read(file)
-            voxels = _voxels(picture, affine, layout, number)
+        to_slice = _to_slice(affine, layout, number, export.source.id)
         labels = stored[:, :, number]
-        inside = (voxels >= 0).all(axis=-1) & (voxels < layout.size).all(axis=-1)
         border = _border(labels)
         tones = _tones(picture)
         for label in export.label_map.labels:
-            shown = inside & (tones == _tones(np.array(label.colour, dtype=np.uint8)))
+            shown = np.argwhere(tones == _tones(np.array(label.colour, dtype=np.uint8)))
+            voxels = np.rint(shown @ to_slice[:2, :2].T + to_slice[:2, 3]).astype(int)
+            voxels = voxels[((voxels >= 0) & (voxels < layout.size)).all(axis=1)]  # the legend lies outside
             found = np.zeros(layout.size, dtype=np.bool_)
-            found[tuple(voxels[shown].T)] = True
+            found[tuple(voxels.T)] = True
             meant = border & (labels == label.index)
             wrong = found != meant if label.index in colours else meant & ~found
             if wrong.any():
@@ -282,13 +286,12 @@ def _read(file: Path) -> tuple[Picture, FloatArray]:
     return picture.reshape(*picture.shape[-3:]).transpose(1, 0, 2), affine
 
 
-def _voxels(picture: Picture, affine: FloatArray, layout: SliceLayout, number: int) -> npt.NDArray[np.intp]:
-    """Returns the voxel (column, row) of a stored slice in which each pixel of a capture lies."""
-    to_slice = np.linalg.inv(layout.slice_affine(number)) @ affine
+def _to_slice(affine: FloatArray, layout: SliceLayout, number: int, where: str) -> FloatArray:
+    """Returns the matrix from pixels of a capture to voxels (column, row, 0) of its stored slice."""
+    to_slice = np.asarray(np.linalg.inv(layout.slice_affine(number)) @ affine, dtype=np.float64)
     if abs(to_slice[2, 3]) * layout.step_mm > _NEAR_MM:
-        raise _unlike("a capture lies beside its slice", "")
-    index = np.indices(picture.shape[:2]).transpose(1, 2, 0)
-    return np.asarray(np.rint(index @ to_slice[:2, :2].T + to_slice[:2, 3]), dtype=np.intp)
+        raise _unlike("a capture lies beside its slice", where)
+    return to_slice
 
 
 def _unlike(what: str, where: str) -> InputRefusedError:
