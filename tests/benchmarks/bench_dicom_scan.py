@@ -4,8 +4,8 @@ Run ``python tests/benchmarks/bench_dicom_scan.py`` (about two minutes; 0.5 GB o
 the end). What is wanted: the headers of 200 slices of 512 x 512 in 0.1 s, a tree of 20,000 files in a minute.
 
 - *series*: 200 uncompressed slices of 512 x 512, headers alone, then whole discovery; warm, best of several.
-- *tree*: 20,000 files of 16 x 16 in 200 series and 400 folders, ``unet-med scan`` in a process of its own with its
-  progress bar; cold (the files' pages dropped from the cache where the system allows it) and warm; peak memory.
+- *tree*: 20,000 files of 16 x 16 in 400 series and folders, each header with 600 private elements; ``scan`` in a
+  process of its own; cold (the files' pages dropped from the cache where the system allows it) and warm; peak memory.
 - *frames*: files of 2,000 frames with ten echoes: headers, and discovery of the ten volumes.
 - *repeats*: one classic series of 20,000 slices at 40 places: splitting must not grow with the square.
 """
@@ -58,6 +58,8 @@ def write_series(folder: Path, count: int, size: int, number: int) -> None:
     uid = data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{number + 1}.1000000"
     data.ImagePositionPatient = ["0.0", "0.0", "10000.0000"]
     data.InstanceNumber = "000001"
+    for element in range(600):
+        data.add_new(0x20051000 + element, "LO", f"value {element}")
     folder.mkdir(parents=True, exist_ok=True)
     first = folder / "000000"
     data.save_as(first, enforce_file_format=True)

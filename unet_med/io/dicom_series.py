@@ -455,7 +455,7 @@ class _Series:
         unplaced = []
         count = 1
         for number, header in enumerate(files, start=1):
-            if not header.grouped:
+            if not header.grouped or header.sop_class == _SLIDE:
                 unplaced.append(header)
                 continue
             self._check_files([header])

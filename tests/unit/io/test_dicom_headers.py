@@ -181,6 +181,26 @@ def test_long_headers_are_walked_in_windows(tmp_path: Path) -> None:
     assert peak < 2**20
 
 
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
+@pytest.mark.parametrize("change", ["whole", "cut", "padded", "longer"])
+def test_pixels_behind_long_private_groups(tmp_path: Path, syntax: str, change: str) -> None:
+    data = w.Series(rows=5, columns=5).slice(0, 1)
+    for number in range(1000):
+        data.add_new(0x20051000 + number, "LO", f"{number}")
+    if change == "padded":
+        data.add_new(0xFFFCFFFC, "OB", bytes(20))
+    elif change == "longer":
+        data.PixelData += bytes(6)
+    data.file_meta.TransferSyntaxUID = syntax
+    path = tmp_path / "x"
+    data.save_as(path)
+    if change == "cut":
+        path.write_bytes(path.read_bytes()[:-2])
+    header = read_header(path)
+    assert (header.rows, header.columns, header.has_pixels) == (5, 5, True)
+    assert header.fault == ("truncated" if change == "cut" else "")
+
+
 @pytest.mark.parametrize("deflated", [False, True])
 @pytest.mark.parametrize("long", [100, 70_000, 200_000])
 def test_every_place_of_the_window_boundary(tmp_path: Path, long: int, deflated: bool) -> None:
