@@ -97,6 +97,7 @@ def _intake(folder: Path) -> dict[str, Any]:
     from unet_med.errors import NothingUsableError, UnetMedError
     from unet_med.io.annotations import belongs_to, open_label
     from unet_med.io.discover import discover, open_source
+    from unet_med.io.source import IntakeOptions
 
     findings: list[str] = []
     outcomes: Counter[str] = Counter()
@@ -144,6 +145,12 @@ def _intake(folder: Path) -> dict[str, Any]:
             outcomes["scan refused"] += 1
             if ": " not in ref.reason:
                 findings.append(f"refused without a reason or a remedy: {ref.reason!r}")
+    if len(found.usable) < len(found.sources):
+        every = IntakeOptions(untilt=True, resample_slices=True, allow_gaps=True)
+        again = attempt("search with switches", lambda: discover(folder, every))
+        for ref in again.usable if again is not None else ():
+            if ref.layout is not None and ref.layout.regrid is not None:
+                attempt("regridded image", lambda ref=ref: read(open_source(ref), "regridded image"))
     for ref in found.usable:
         attempt("image", lambda ref=ref: read(open_source(ref), "image"))
     for label in found.annotations:
