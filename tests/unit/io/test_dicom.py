@@ -100,7 +100,9 @@ def test_a_region_reads_only_its_slices(tmp_path: Path, monkeypatch: pytest.Monk
     source = DicomSource(only(tmp_path))
     full = source.read()
     read = []
-    monkeypatch.setattr("unet_med.io.dicom.read_slices", lambda places: read.extend(places) or dicom_pixels.read_slices(places))
+    monkeypatch.setattr(
+        "unet_med.io.dicom.read_slices", lambda places: read.extend(places) or dicom_pixels.read_slices(places)
+    )
     region = (slice(2, 5), slice(1, 7), slice(3, 5))
     part = source.read(region)
     assert np.array_equal(part.array, full.array[(slice(None), *region)])
