@@ -48,11 +48,8 @@ _OBJECTS = (
     (_STORAGE + "88.", "DICOM structured report", "holds text, no image"),
     (_STORAGE + "11.", "DICOM presentation state", "holds display settings, no image"),
     (_STORAGE + "104.", "DICOM encapsulated document", "holds a document, no image"),
-    (_STORAGE + "66.4", "DICOM segmentation", "segmentation objects are not read by this version"),
-    (_STORAGE + "66.7", "DICOM segmentation", "segmentation objects are not read by this version"),
     (_STORAGE + "66.5", "DICOM surface segmentation", "surfaces are not read by this version"),
     (_STORAGE + "66", "DICOM registration or raw data", "holds no image"),
-    (_STORAGE + "481.3", "DICOM structure set (RTSTRUCT)", "contours are not read by this version"),
     (_STORAGE + "481.2", "DICOM dose (RTDOSE)", "holds a dose distribution, no image"),
     (_STORAGE + "481.5", "DICOM radiotherapy plan", "holds no image"),
     (_STORAGE + "9.", "DICOM waveform", "holds no image"),
@@ -64,11 +61,9 @@ _OBJECT_MODALITIES = {
     "SR": _OBJECTS[2],
     "PR": _OBJECTS[3],
     "DOC": _OBJECTS[4],
-    "SEG": _OBJECTS[5],
-    "REG": _OBJECTS[8],
-    "RTSTRUCT": _OBJECTS[9],
-    "RTDOSE": _OBJECTS[10],
-    "RTPLAN": _OBJECTS[11],
+    "REG": _OBJECTS[6],
+    "RTDOSE": _OBJECTS[7],
+    "RTPLAN": _OBJECTS[8],
 }
 _LARGEST_STORED = 16
 _SEVERAL = 2
