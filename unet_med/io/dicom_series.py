@@ -67,6 +67,7 @@ _OBJECT_MODALITIES = {
 }
 _LARGEST_STORED = 16
 _SEVERAL = 2
+_TOLD = 3
 _EXPORT_AGAIN = "export the series again from the archive or the scanner"
 
 
@@ -94,16 +95,20 @@ def inspect_dicom(
 def look_at(path: Path) -> Header | Damaged | None:
     """Returns the header of a file; ``None`` when it is no DICOM, :class:`Damaged` for the stump of one."""
     header = read_header(path)
-    if header is None and path.suffix.lower() in _DICOM_SUFFIXES and _is_stump(path):
-        return Damaged(path)
-    return header
+    return Damaged(path) if header is None and _is_stump(path) else header
 
 
 def _is_stump(path: Path) -> bool:
-    """Whether a file that is named like DICOM ends before anything is said, or is nothing but zeros there."""
+    """Whether a file is what is left of DICOM: named so and too short; or of no format's name, and empty or zeros.
+
+    Names of DICOM files often have no suffix, or end with the last number of a UID.
+    """
+    suffix = path.suffix.lower()
     with path.open("rb") as file:
         start = file.read(132)
-    return len(start) < 132 or not any(start)
+    if suffix in _DICOM_SUFFIXES:
+        return len(start) < 132 or not any(start)
+    return (not suffix or suffix[1:].isdecimal()) and not any(start)
 
 
 def group_headers(
@@ -262,16 +267,24 @@ class _Series:
                 "missing",
                 remedy="copy the series again from its origin, or remove the damaged file if it is none of its slices",
             )
+        self._check_whole([header for header in headers if header.fault or not (header.rows and header.columns)])
         for header in headers:
-            if header.fault or not (header.rows and header.columns):
-                fault = header.fault or "without a size"
-                raise InputRefusedError(f"a file is {fault}", _place(header), "copy the series again from its origin")
             self._check_pixels(header)
         missing = sorted({name for header in headers if (name := missing_decoder(header.syntax, header.bits_stored))})
         if missing:
             raise InputRefusedError(
                 f"no decoder is installed for {' and '.join(missing)}", remedy='pip install "unet-med[dicom]"'
             )
+
+    def _check_whole(self, faulty: Sequence[Header]) -> None:
+        """Refuses a series that holds these files."""
+        if not faulty:
+            return
+        faults = " or ".join(sorted({header.fault or "without a size" for header in faulty}))
+        places = ", ".join(map(_place, faulty[:_TOLD]))
+        more = f" and {len(faulty) - _TOLD} more" if len(faulty) > _TOLD else ""
+        what = f"a file is {faults}" if len(faulty) == 1 else f"{len(faulty)} files are {faults}"
+        raise InputRefusedError(what, places + more, "copy the series again from its origin")
 
     def _check_pixels(self, header: Header) -> None:
         if header.sop_class == _SECONDARY_CAPTURE or header.sop_class.startswith(_SECONDARY_CAPTURE + "."):

@@ -39,10 +39,13 @@ _NO_IMAGES = frozenset(
         *(".bib", ".bval", ".bvec", ".cfg", ".css", ".csv", ".db", ".doc", ".docx", ".exe", ".html", ".ini", ".ipynb"),
         *(".js", ".json", ".jsonl", ".lock", ".log", ".md", ".npy", ".npz", ".onnx", ".pdf", ".pptx", ".pt", ".pth"),
         *(".py", ".pyc", ".rst", ".safetensors", ".sh", ".sqlite", ".toml", ".tsv", ".txt", ".xls", ".xlsx", ".xml"),
-        *(".yaml", ".yml", ".zip"),
+        *(".yaml", ".yml"),
     }
 )
 """Suffixes that are told in the list of skipped files and not looked into."""
+
+_ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"})
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin"})
 _COPY_AGAIN = "copy the file again from its origin"
@@ -231,8 +234,9 @@ class _Search:
                 self.skipped["parts of an image of several files", "are read with its first file"] += 1
             return
         suffix = path.suffix.lower()
-        if suffix in _NO_IMAGES:
-            self.skipped[f"{suffix} files", "are no images"] += 1
+        why = "are no images" if suffix in _NO_IMAGES else "are archives: unpack them" if suffix in _ARCHIVES else ""
+        if why and not _is_dicom(path):
+            self.skipped[f"{suffix} files", why] += 1
             return
         from unet_med.io.dicom_series import look_at
 
@@ -275,9 +279,20 @@ def _is_hidden(name: str) -> bool:
 
 
 def _kind_of(path: Path) -> str | None:
-    """Returns the format that the suffix stands for; ``None`` for DICOM and unknown files."""
+    """Returns the format that the suffix stands for; ``None`` for DICOM, whatever its suffix, and unknown files."""
     name = path.name.lower()
-    return _KINDS.get(".nii.gz") if name.endswith(".nii.gz") else _KINDS.get(path.suffix.lower())
+    kind = _KINDS.get(".nii.gz") if name.endswith(".nii.gz") else _KINDS.get(path.suffix.lower())
+    return None if kind is not None and _is_dicom(path) else kind
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM in spite of its suffix; one that is TIFF as well is read as TIFF."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return False
+    return start[128:] == b"DICM" and not start.startswith(_TIFF_STARTS)
 
 
 def _inspect(path: Path, kind: str, options: IntakeOptions) -> list[SourceRef]:

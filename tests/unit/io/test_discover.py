@@ -248,3 +248,44 @@ def test_scanning_dicom_imports_no_heavy_library(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_dicom_is_known_by_its_content_whatever_its_suffix(tmp_path: Path) -> None:
+    suffixes = (".jpg", ".nii", ".nii.gz", ".tif", ".txt", ".pdf")
+    w.write(tmp_path, w.Series().slices(), [f"SECRET^JANE.{n}{suffix}" for n, suffix in enumerate(suffixes)])
+    found = discover(tmp_path)
+    (ref,) = found.sources
+    assert (ref.usable, ref.kind, len(ref.files)) == (True, "dicom", 6)
+    assert found.skipped == ()
+    assert "SECRET" not in ref.id
+    again = restore_ref({"id": ref.id, "read": dict(ref.read_as)}, ref.files)
+    assert (again.usable, again.shape) == (True, ref.shape)
+
+
+def test_archives_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "all.zip").write_bytes(b"PK")
+    (tmp_path / "notes.txt").write_text("x")
+    assert {one.what: one.reason for one in discover(tmp_path).skipped} == {
+        ".txt files": "are no images",
+        ".zip files": "are archives: unpack them",
+    }
+
+
+@pytest.mark.parametrize("name", ["IM6", "1.2.840.6", "IM6.dcm"])
+@pytest.mark.parametrize("content", [b"", bytes(4000)])
+def test_a_file_that_was_never_filled_is_missing_from_its_series(tmp_path: Path, name: str, content: bytes) -> None:
+    """The last slice: without it the rest would look like a whole series."""
+    w.write(tmp_path, w.Series().slices()[:5], [f"IM{n}" for n in range(5)])
+    (tmp_path / name).write_bytes(content)
+    (ref,) = discover(tmp_path).sources
+    assert not ref.usable
+    assert "1 file in its folder cannot be read" in ref.reason
+
+
+def test_all_truncated_slices_are_named(tmp_path: Path) -> None:
+    paths = w.write(tmp_path, w.Series(turn=np.eye(3)).slices())
+    for path in paths[1:5]:
+        path.write_bytes(path.read_bytes()[:-20])
+    (ref,) = discover(tmp_path).sources
+    assert ref.reason.startswith("4 files are truncated (slice at 4.50 mm along the slice normal, ")
+    assert " and 1 more)" in ref.reason
