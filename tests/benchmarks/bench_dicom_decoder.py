@@ -14,6 +14,7 @@ import time
 import imagecodecs
 import numpy as np
 
+from unet_med.io import dicom_codecs as codecs
 from unet_med.io import dicom_decoding as decoding
 
 JPEG_LS = "1.2.840.10008.1.2.4.80"
@@ -24,7 +25,7 @@ def run_lengths(stored: np.ndarray) -> bytes:
     return struct.pack("<16L", 2, 64, 64 + len(planes[0]), *[0] * 13) + b"".join(planes)
 
 
-def through_process(frames: list[decoding.Frame]) -> None:
+def through_process(frames: list[codecs.Frame]) -> None:
     with decoding.batch() as batch:
         for number, frame in enumerate(frames):
             batch.submit(frame)
@@ -44,19 +45,19 @@ def main() -> None:
     body = np.where(np.hypot(row, column) < options.size, 1000, 0)
     stored = (body + np.random.default_rng(0).normal(40, 20, body.shape)).clip(0, 4095).astype(np.uint16)
     start = time.perf_counter()
-    through_process([decoding.Frame(JPEG_LS, 8, 8, 16, 12, False, bytes(imagecodecs.jpegls_encode(stored[:8, :8])))])
+    through_process([codecs.Frame(JPEG_LS, 8, 8, 16, 12, False, bytes(imagecodecs.jpegls_encode(stored[:8, :8])))])
     print(f"start of the process: {time.perf_counter() - start:.2f} s")
     for name, syntax, data in (
         ("JPEG-LS", JPEG_LS, bytes(imagecodecs.jpegls_encode(stored))),
-        ("RLE", decoding.RLE, run_lengths(stored)),
+        ("RLE", codecs.RLE, run_lengths(stored)),
     ):
-        frames = [decoding.Frame(syntax, *stored.shape, 16, 12, False, data)] * options.frames
-        assert np.array_equal(decoding.decode(frames[0]), stored)
+        frames = [codecs.Frame(syntax, *stored.shape, 16, 12, False, data)] * options.frames
+        assert np.array_equal(codecs.decode(frames[0]), stored)
         here, there = [], []
         for _ in range(options.repeats):
             start = time.perf_counter()
             for frame in frames:
-                decoding.decode(frame)
+                codecs.decode(frame)
             middle = time.perf_counter()
             through_process(frames)
             here.append(middle - start)

@@ -31,7 +31,7 @@ from pydicom.uid import (
 )
 
 from unet_med.errors import InputRefusedError
-from unet_med.io import dicom_decoding as decoding
+from unet_med.io import dicom_codecs as codecs
 from unet_med.io.dicom_pixels import missing_decoder, read_slice, read_slices
 
 _SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[1] / "dicom_writer.py")
@@ -204,15 +204,15 @@ def test_each_library_gives_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, library: str, bits: int, signed: bool
 ) -> None:
     syntax, encode = LOSSLESS[name]
-    if library not in decoding.decoders(syntax, bits):
+    if library not in codecs.decoders(syntax, bits):
         pytest.skip(f"{library} is not installed")
-    monkeypatch.setattr(decoding, "decoders", lambda *_: (library,))
+    monkeypatch.setattr(codecs, "decoders", lambda *_: (library,))
     stored = picture(bits, signed)
     write(tmp_path / "a", stored, bits)
     encode(tmp_path / "a", tmp_path / "b")
     data = dcmread(tmp_path / "b")
-    frame = decoding.Frame(syntax, *stored.shape, data.BitsAllocated, bits, signed, fragment(data))
-    assert np.array_equal(decoding.decode(frame), stored)
+    frame = codecs.Frame(syntax, *stored.shape, data.BitsAllocated, bits, signed, fragment(data))
+    assert np.array_equal(codecs.decode(frame), stored)
 
 
 def fragment(data: FileDataset) -> bytes:

@@ -4,15 +4,11 @@ Native decoders can crash on damaged pixels, take all memory, or never come back
 started when the first compressed frame comes and kept for the next ones. It is spoken to through two pipes in plain
 numbers and bytes; nothing that it sends is run or unpickled. When it dies or takes too long, the frame at hand is
 refused and the next one gets a new process. It ends when its parent does.
-
-A frame whose own header contradicts the DICOM header, or that ends early, is refused before it is decoded: most
-decoders fill what is missing with grey and say nothing.
 """
 
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import math
 import os
 import queue
@@ -22,27 +18,17 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError, MachineError
+from unet_med.io.dicom_codecs import Frame, Outcome, StreamError, decode
 
 Array = npt.NDArray[Any]
-
-_JPEG_2000 = "1.2.840.10008.1.2.4."
-RLE = "1.2.840.10008.1.2.5"
-JPEG = frozenset(_JPEG_2000 + end for end in ("50", "51", "57", "70"))
-JPEG_LS = frozenset(_JPEG_2000 + end for end in ("80", "81"))
-JPEG_2000 = frozenset(_JPEG_2000 + end for end in ("90", "91"))
-HTJ2K = frozenset(_JPEG_2000 + end for end in ("201", "202", "203"))
-LOSSLESS = frozenset({RLE, *(_JPEG_2000 + end for end in ("57", "70", "80", "90", "201", "202"))})
-"""Syntaxes that give back the stored words as they were, bits above Bits Stored included."""
 
 COMMAND = (sys.executable, "-P", "-c", "from unet_med.io.dicom_decoding import main; main()")
 LARGEST_FRAME = 1 << 28
@@ -60,132 +46,14 @@ _COPY_AGAIN = "copy the series again from its origin"
 
 _JOB = struct.Struct("<16sLLBBBQ")  # syntax, rows, columns, bits allocated, bits stored, signed, bytes
 _ANSWER = struct.Struct("<BQ")  # outcome, bytes
-_DONE, _FAULTY, _TOO_BIG, _OTHER_SIZE, _CUT, _SIGN, _NO_DECODER = range(7)
 _REASONS = {
-    _FAULTY: "they are damaged",
-    _TOO_BIG: "decoding them takes too much memory",
-    _OTHER_SIZE: "their own header contradicts the DICOM header",
-    _CUT: "they end early",
-    _SIGN: "they do not tell the sign of their values",
-    _NO_DECODER: "no decoder for them is installed any more",
+    Outcome.DAMAGED: "they are damaged",
+    Outcome.TOO_BIG: "decoding them takes too much memory",
+    Outcome.OTHER_SIZE: "their own header contradicts the DICOM header",
+    Outcome.CUT: "they end early",
+    Outcome.NO_SIGN: "they do not tell the sign of their values",
+    Outcome.NO_DECODER: "no decoder for them is installed any more",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One compressed picture of one sample per pixel.
-
-    Attributes:
-        syntax: UID of the transfer syntax.
-        rows: Height.
-        columns: Width.
-        bits_allocated: 8, 16 or 32.
-        bits_stored: Bits that carry the value.
-        signed: Whether values are two's complement.
-        data: The code stream, without the items that hold it.
-    """
-
-    syntax: str
-    rows: int
-    columns: int
-    bits_allocated: int
-    bits_stored: int
-    signed: bool
-    data: bytes
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the decoded values."""
-        return np.dtype(f"<{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
-
-    @property
-    def decoded_bytes(self) -> int:
-        """Bytes of the decoded values."""
-        return self.rows * self.columns * self.bits_allocated // 8
-
-
-# ---- which decoder ---------------------------------------------------------------------------------------------------
-
-
-class _Option(NamedTuple):
-    """A library that decodes some syntaxes; ``needs`` are the modules that must be installed."""
-
-    library: str
-    needs: tuple[str, ...]
-    most_bits: int = 64
-
-
-_TABLE: tuple[tuple[frozenset[str], tuple[_Option, ...]], ...] = (
-    (frozenset({RLE}), (_Option("imagecodecs", ("imagecodecs._imcd",)), _Option("pydicom", ("pydicom",)))),
-    (
-        frozenset({_JPEG_2000 + "50"}),
-        (_Option("imagecodecs", ("imagecodecs._jpeg8",)), _Option("gdcm", ("gdcm",)), _Option("pillow", ("PIL",), 8)),
-    ),
-    (
-        # Neither GDCM nor Pillow reads the 12 bits that this process is made for.
-        frozenset({_JPEG_2000 + "51"}),
-        (
-            _Option("imagecodecs", ("imagecodecs._jpeg8",)),
-            _Option("gdcm", ("gdcm",), 8),
-            _Option("pillow", ("PIL",), 8),
-        ),
-    ),
-    (
-        frozenset({_JPEG_2000 + "57", _JPEG_2000 + "70"}),
-        (_Option("imagecodecs", ("imagecodecs._jpeg8",)), _Option("gdcm", ("gdcm",))),
-    ),
-    (
-        JPEG_LS,
-        (
-            _Option("imagecodecs", ("imagecodecs._jpegls",)),
-            _Option("pyjpegls", ("jpeg_ls",)),
-            _Option("gdcm", ("gdcm",)),
-        ),
-    ),
-    (
-        JPEG_2000,
-        (
-            _Option("imagecodecs", ("imagecodecs._jpeg2k",)),
-            _Option("pylibjpeg", ("pylibjpeg", "openjpeg")),
-            _Option("gdcm", ("gdcm",)),
-            _Option("pillow", ("PIL",)),
-        ),
-    ),
-    (
-        HTJ2K,
-        (
-            _Option("imagecodecs", ("imagecodecs._htj2k",)),
-            _Option("pylibjpeg", ("pylibjpeg", "openjpeg")),
-        ),
-    ),
-)
-
-
-def is_known(syntax: str) -> bool:
-    """Whether a transfer syntax is one of compressed still pictures that some library decodes."""
-    return any(syntax in syntaxes for syntaxes, _ in _TABLE)
-
-
-def decoders(syntax: str, bits: int = 8) -> tuple[str, ...]:
-    """Returns the installed libraries that decode a transfer syntax, in the order in which they are tried.
-
-    Args:
-        syntax: Its UID.
-        bits: Bits stored in a pixel.
-    """
-    options = next((options for syntaxes, options in _TABLE if syntax in syntaxes), ())
-    return tuple(
-        option.library for option in options if bits <= option.most_bits and all(map(is_installed, option.needs))
-    )
-
-
-@lru_cache(maxsize=32)
-def is_installed(module: str) -> bool:
-    """Whether a module can be found; it is not imported, only the package that it is in."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 # ---- the parent's end ------------------------------------------------------------------------------------------------
@@ -253,10 +121,10 @@ class _Decoder:
             raise _refusal(f"decoding them takes more than {seconds:.0f} seconds" if slow else "the decoder crashed")
         self._waiting -= 1
         outcome, data = answer
-        if outcome != _DONE:
-            raise _refusal(_REASONS.get(outcome, _REASONS[_FAULTY]))
+        if outcome != Outcome.DONE:
+            raise _refusal(_REASONS[Outcome(outcome)])
         if len(data) != frame.decoded_bytes:
-            raise _refusal(_REASONS[_OTHER_SIZE])
+            raise _refusal(_REASONS[Outcome.OTHER_SIZE])
         return np.frombuffer(data, dtype=frame.dtype).reshape(frame.rows, frame.columns)
 
     def stop(self) -> None:
@@ -362,7 +230,7 @@ class Batch:
         """
         frame = self._frames.pop(0)
         if self._decoder is None:
-            raise _refusal(_REASONS[_FAULTY])
+            raise _refusal(_REASONS[Outcome.DAMAGED])
         return self._decoder.result(frame)
 
     def close(self) -> None:
@@ -441,7 +309,7 @@ def main() -> None:
     with suppress(ImportError):
         import imagecodecs  # noqa: F401 - before the first frame is timed
     limits = _Limits()
-    _send(answers, _DONE, b"")
+    _send(answers, Outcome.DONE, b"")
     while (head := _exactly(jobs, _JOB.size)) is not None:
         end, rows, columns, bits_allocated, bits_stored, signed, size = _JOB.unpack(head)
         data = _exactly(jobs, size)
@@ -454,7 +322,7 @@ def main() -> None:
         _send(answers, outcome, decoded)
 
 
-def _send(pipe: BinaryIO, outcome: int, data: bytes | memoryview) -> None:
+def _send(pipe: BinaryIO, outcome: Outcome, data: bytes | memoryview) -> None:
     pipe.write(_ANSWER.pack(outcome, len(data)))
     pipe.write(data)
     pipe.flush()
@@ -497,193 +365,14 @@ def _address_space() -> int:
         return 0
 
 
-class _StreamError(Exception):
-    """The code stream cannot be what the DICOM header says; ``outcome`` is the answer."""
-
-    def __init__(self, outcome: int) -> None:
-        super().__init__(outcome)
-        self.outcome = outcome
-
-
-def _outcome(frame: Frame) -> tuple[int, bytes | memoryview]:
+def _outcome(frame: Frame) -> tuple[Outcome, bytes | memoryview]:
     """Returns the answer for a frame."""
     try:
         values = decode(frame)
-    except _StreamError as error:
+    except StreamError as error:
         return error.outcome, b""
     except MemoryError:
-        return _TOO_BIG, b""
+        return Outcome.TOO_BIG, b""
     except Exception:  # noqa: BLE001 - libraries raise whatever they like; a crash is the parent's to see
-        return _FAULTY, b""
-    return _DONE, values.reshape(-1).view(np.uint8).data
-
-
-def decode(frame: Frame) -> Array:
-    """Returns the stored values (rows, columns) of a frame; runs native code in this process.
-
-    Raises:
-        _StreamError: The code stream contradicts the header.
-        Exception: Whatever the last of the installed decoders raises.
-    """
-    stream = _check_stream(frame)
-    fault: Exception = _StreamError(_NO_DECODER)
-    for library in decoders(frame.syntax, frame.bits_stored):
-        try:
-            values = _decode_with(library, frame)
-        except (MemoryError, _StreamError):
-            raise
-        except Exception as error:  # noqa: BLE001 - another library may read it
-            fault = error
-            continue
-        if values.shape != (frame.rows, frame.columns) or values.dtype.kind not in "iu":
-            raise _StreamError(_OTHER_SIZE)
-        return _stored(values, frame, stream)
-    raise fault
-
-
-class _Stream(NamedTuple):
-    """What a code stream says of itself."""
-
-    rows: int
-    columns: int
-    samples: int
-    bits: int
-    signed: bool
-
-
-def _check_stream(frame: Frame) -> _Stream:
-    """Compares the code stream's own header with the DICOM header."""
-    if frame.syntax == RLE:
-        return _Stream(frame.rows, frame.columns, 1, frame.bits_allocated, frame.signed)
-    data = frame.data
-    stream = _jpeg(data) if frame.syntax in JPEG | JPEG_LS else _jpeg_2000(data, frame.syntax in HTJ2K)
-    if (stream.rows, stream.columns, stream.samples) != (frame.rows, frame.columns, 1):
-        raise _StreamError(_OTHER_SIZE)
-    if not 0 < stream.bits <= frame.bits_allocated:
-        raise _StreamError(_OTHER_SIZE)
-    return stream
-
-
-_LONE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
-_SIZES = frozenset({0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-_SCAN, _END = 0xDA, b"\xff\xd9"
-
-
-def _jpeg(data: bytes) -> _Stream:
-    """Reads the frame header of JPEG or JPEG-LS, and checks that the picture goes on to the end of the data."""
-    if data[:2] != b"\xff\xd8":
-        raise _StreamError(_FAULTY)
-    at = 2
-    stream = None
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            raise _StreamError(_FAULTY)
-        marker = data[at + 1]
-        if marker == 0xFF or marker in _LONE_MARKERS:
-            at += 1 if marker == 0xFF else 2
-            continue
-        if marker == _SCAN:
-            break
-        if marker in _SIZES and at + 10 <= len(data):
-            bits, rows, columns, samples = struct.unpack_from(">BHHB", data, at + 4)
-            stream = _Stream(rows, columns, samples, bits, False)
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    if stream is None:
-        raise _StreamError(_FAULTY)
-    end = data.find(_END, at)
-    if end < 0 or data[end + 2 :].strip(b"\0\xff"):
-        raise _StreamError(_CUT)
-    return stream
-
-
-def _jpeg_2000(data: bytes, throughput: bool) -> _Stream:
-    """Reads the size marker of JPEG 2000; checks that HTJ2K, whose decoders see no other sign of it, is whole."""
-    at = data.find(b"\xff\x4f\xff\x51", 0, 4096)  # some files wrap the code stream in boxes
-    if at < 0 or at + 43 > len(data):
-        raise _StreamError(_FAULTY)
-    width, height, left, top = struct.unpack_from(">4L", data, at + 8)
-    samples, depth = struct.unpack_from(">HB", data, at + 40)
-    if throughput and data.rstrip(b"\0")[-2:] != _END:
-        raise _StreamError(_CUT)
-    return _Stream(height - top, width - left, samples, (depth & 0x7F) + 1, bool(depth & 0x80))
-
-
-def _stored(values: Array, frame: Frame, stream: _Stream) -> Array:
-    """Returns decoded numbers as the stored words that they stand for.
-
-    Lossless syntaxes give back words, of which Bits Stored carry the value; the others give back values. Code streams
-    mostly have no sign: two's complement is told by the header alone.
-    """
-    doubtful = frame.signed and not stream.signed and stream.bits < frame.bits_stored and frame.syntax not in JPEG
-    if doubtful and ((values >> (stream.bits - 1)) & 1).any():
-        raise _StreamError(_SIGN)  # readers disagree on the sign bit of such streams
-    words = np.ascontiguousarray(values.astype(frame.dtype, copy=False))
-    bits = frame.bits_stored if frame.syntax in LOSSLESS else max(stream.bits, frame.bits_stored)
-    unused = frame.bits_allocated - bits
-    if unused <= 0:
-        return words
-    if frame.signed:
-        return (words << unused) >> unused
-    return words & ((1 << bits) - 1)
-
-
-def _decode_with(library: str, frame: Frame) -> Array:
-    """Returns what a library makes of the code stream."""
-    if library != "imagecodecs":
-        return _by_pydicom(library, frame)
-    import imagecodecs
-
-    if frame.syntax == RLE:
-        return _run_lengths(frame, imagecodecs.packbits_decode)
-    if frame.syntax in JPEG:
-        return np.asarray(imagecodecs.jpeg8_decode(frame.data))
-    if frame.syntax in JPEG_LS:
-        return np.asarray(imagecodecs.jpegls_decode(frame.data))
-    if frame.syntax in JPEG_2000:
-        return np.asarray(imagecodecs.jpeg2k_decode(frame.data))
-    return np.asarray(imagecodecs.htj2k_decode(frame.data))
-
-
-def _by_pydicom(library: str, frame: Frame) -> Array:
-    """Decodes with one of the libraries that pydicom drives."""
-    from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.uid import UID
-
-    padded = frame.data + b"\0" * (len(frame.data) % 2)
-    items = struct.pack("<HHLHHL", 0xFFFE, 0xE000, 0, 0xFFFE, 0xE000, len(padded)) + padded
-    described: dict[str, Any] = {
-        "rows": frame.rows,
-        "columns": frame.columns,
-        "samples_per_pixel": 1,
-        "number_of_frames": 1,
-        "photometric_interpretation": "MONOCHROME2",
-        "bits_allocated": frame.bits_allocated,
-        "bits_stored": frame.bits_stored,
-        "pixel_representation": int(frame.signed),
-        "pixel_keyword": "PixelData",
-    }
-    decoder = get_decoder(UID(frame.syntax))
-    array, _ = decoder.as_array(items, raw=True, index=0, decoding_plugin=library, **described)
-    return np.asarray(array)
-
-
-def _run_lengths(frame: Frame, unpack: Callable[[bytes], bytes | bytearray]) -> Array:
-    """Decodes RLE: one segment for each byte of a pixel, the highest first."""
-    data, planes, pixels = frame.data, frame.bits_allocated // 8, frame.rows * frame.columns
-    if len(data) < 64 or struct.unpack_from("<L", data)[0] != planes:
-        raise _StreamError(_OTHER_SIZE)
-    starts: Sequence[int] = (*struct.unpack_from(f"<{planes}L", data, 4), len(data))
-    words = np.empty((pixels, planes), dtype=np.uint8)
-    for plane in range(planes):
-        start, stop = starts[plane], starts[plane + 1]
-        if not 64 <= start <= stop <= len(data):
-            raise _StreamError(_FAULTY)
-        if (stop - start) * 64 < pixels:
-            raise _StreamError(_CUT)
-        unpacked = unpack(data[start:stop])
-        if len(unpacked) < pixels:
-            raise _StreamError(_CUT)
-        if len(unpacked) >= pixels + max(frame.columns, 2):
-            raise _StreamError(_OTHER_SIZE)  # a row more than there should be is no padding
-        words[:, planes - 1 - plane] = np.frombuffer(unpacked, np.uint8, pixels)
-    return words.view(f"<u{planes}").reshape(frame.rows, frame.columns)
+        return Outcome.DAMAGED, b""
+    return Outcome.DONE, values.reshape(-1).view(np.uint8).data

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError
+from unet_med.io import dicom_codecs as codecs
 from unet_med.io import dicom_decoding as decoding
 from unet_med.io import dicom_walker as walker
 from unet_med.io.dicom_headers import (
@@ -93,9 +94,9 @@ def missing_decoder(syntax: str, bits: int = 8) -> str:
         syntax: Its UID.
         bits: Bits stored in a pixel; not every library decodes JPEG of more than 8.
     """
-    if syntax in NATIVE_SYNTAXES or decoding.decoders(syntax, bits):
+    if syntax in NATIVE_SYNTAXES or codecs.decoders(syntax, bits):
         return ""
-    if not decoding.is_known(syntax):
+    if not codecs.is_known(syntax):
         return "an unknown transfer syntax"
     from pydicom.uid import UID
 
@@ -272,10 +273,11 @@ class _PixelFile:
         start = frame * size
         if self.length == walker.UNDEFINED or start + size > self.length or size > _MOST_BYTES:
             raise InputRefusedError("the pixels are fewer than the header says", remedy=_COPY_AGAIN)
-        data = self.part(file, start, size + size % 2 if self.swapped else size)
-        words = np.frombuffer(data, dtype="u1") if self.swapped else np.frombuffer(data, dtype=self.dtype)
-        if self.swapped:
-            words = words.reshape(-1, 2)[:, ::-1].reshape(-1)[: rows * columns].view(self.dtype)
+        if not self.swapped:
+            return np.frombuffer(self.part(file, start, size), dtype=self.dtype).reshape(rows, columns)
+        odd = start % 2  # words of two bytes run on from frame to frame
+        pairs = np.frombuffer(self.part(file, start - odd, (odd + size + 1) // 2 * 2), dtype=np.uint8).reshape(-1, 2)
+        words = pairs[:, ::-1].reshape(-1)[odd : odd + size].view(self.dtype)
         return words.reshape(rows, columns)
 
     def part(self, file: BinaryIO, start: int, size: int) -> bytes:
@@ -293,7 +295,7 @@ class _PixelFile:
             raise InputRefusedError("the file is truncated", remedy=_COPY_AGAIN)
         return data
 
-    def compressed(self, file: BinaryIO, frame: int) -> decoding.Frame:
+    def compressed(self, file: BinaryIO, frame: int) -> codecs.Frame:
         """Returns a compressed frame.
 
         Raises:
@@ -303,7 +305,7 @@ class _PixelFile:
         if not self.items:
             self.items.extend(_items(self, file))
         data = b"".join([self.part(file, start, size) for start, size in _items_of(self, file, frame)])
-        return decoding.Frame(self.syntax, rows, columns, self.bits_allocated, self.bits_stored, self.signed, data)
+        return codecs.Frame(self.syntax, rows, columns, self.bits_allocated, self.bits_stored, self.signed, data)
 
     # ---- real values
 

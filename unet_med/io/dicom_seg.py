@@ -28,7 +28,7 @@ from pydicom.encaps import generate_frames
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
 from unet_med.io import dicom_decoding as decoding
-from unet_med.io.dicom_decoding import RLE
+from unet_med.io.dicom_codecs import RLE, Frame
 from unet_med.io.dicom_headers import EXPLICIT_BIG, NATIVE_SYNTAXES
 from unet_med.io.dicom_items import (
     COPY_AGAIN,
@@ -566,7 +566,7 @@ def _decompressed(dataset: Dataset, seg: SegFile, wanted: Sequence[int]) -> Iter
                 inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size)
                 yield number, _native(np.frombuffer(inflated, dtype=np.uint8), 0, seg).reshape(rows, columns)
                 continue
-            batch.submit(decoding.Frame(seg.syntax, *shape, max(bits, 8), bits, signed=False, data=data))
+            batch.submit(Frame(seg.syntax, *shape, max(bits, 8), bits, signed=False, data=data))
             pending.append(number)
             if len(pending) > _AHEAD:
                 yield pending.popleft(), ready(batch.result())

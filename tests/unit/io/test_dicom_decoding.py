@@ -19,6 +19,7 @@ import pytest
 from pydicom.uid import JPEGLSLossless
 
 from unet_med.errors import InputRefusedError, MachineError
+from unet_med.io import dicom_codecs as codecs
 from unet_med.io import dicom_decoding as decoding
 from unet_med.io.dicom import inspect_dicom
 from unet_med.io.dicom_pixels import missing_decoder
@@ -39,15 +40,15 @@ def _no_spare_decoder() -> Iterator[None]:
     decoding._end()
 
 
-def frame(number: int = 0, rows: int = 20, columns: int = 30) -> tuple[decoding.Frame, np.ndarray]:
+def frame(number: int = 0, rows: int = 20, columns: int = 30) -> tuple[codecs.Frame, np.ndarray]:
     stored = (np.arange(rows * columns) * 7 + number).reshape(rows, columns).astype(np.uint16) % 4096
     data = bytes(imagecodecs.jpegls_encode(stored))
-    return decoding.Frame("1.2.840.10008.1.2.4.80", rows, columns, 16, 12, False, data), stored
+    return codecs.Frame("1.2.840.10008.1.2.4.80", rows, columns, 16, 12, False, data), stored
 
 
-def damaged() -> decoding.Frame:
+def damaged() -> codecs.Frame:
     good, _ = frame()
-    return decoding.Frame(good.syntax, good.rows, good.columns, 16, 12, False, good.data[:40] + b"\xff\xd9")
+    return codecs.Frame(good.syntax, good.rows, good.columns, 16, 12, False, good.data[:40] + b"\xff\xd9")
 
 
 def sabotage(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
@@ -55,13 +56,13 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     code = f"""
         import os, signal, time
         import numpy as np
-        from unet_med.io import dicom_decoding as d
-        whole = d._decode_with
+        from unet_med.io import dicom_decoding as d, dicom_codecs as c
+        whole = c._decode_with
         def broken(library, frame):
             if frame.rows == 13:
                 {body}
             return whole(library, frame)
-        d._decode_with = broken
+        c._decode_with = broken
         d.main()
     """
     monkeypatch.setattr(decoding, "COMMAND", (sys.executable, "-P", "-c", textwrap.dedent(code)))
@@ -174,7 +175,7 @@ def test_the_process_ends_itself_when_nobody_is_there_to_stop_it(monkeypatch: py
 
 def test_a_picture_that_is_too_large_is_refused_before() -> None:
     with decoding.batch() as batch, pytest.raises(InputRefusedError, match="60000 x 60000"):
-        batch.submit(decoding.Frame(decoding.RLE, 60000, 60000, 16, 16, False, b""))
+        batch.submit(codecs.Frame(codecs.RLE, 60000, 60000, 16, 16, False, b""))
 
 
 def test_a_process_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +197,7 @@ def test_a_spare_process_that_was_killed_is_replaced() -> None:
 SCRIPT = """
 import os, sys
 import numpy as np, imagecodecs
-from unet_med.io import dicom_decoding as d
+from unet_med.io import dicom_decoding as d, dicom_codecs as c
 stored = np.arange(600, dtype=np.uint16).reshape(20, 30)
 def check():
     with d.batch() as batch:
@@ -267,7 +268,7 @@ def test_it_starts_in_a_daemonic_worker() -> None:
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
-    monkeypatch.setattr(decoding, "is_installed", lambda name: not name.startswith(modules))
+    monkeypatch.setattr(codecs, "is_installed", lambda name: not name.startswith(modules))
     missing_decoder.cache_clear()
 
 
@@ -308,10 +309,10 @@ def test_a_series_is_refused_before_its_pixels_are_read(monkeypatch: pytest.Monk
 
 def test_a_library_that_is_left_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "imagecodecs")
-    assert decoding.decoders("1.2.840.10008.1.2.4.51", 8) == ("gdcm", "pillow")
-    assert decoding.decoders("1.2.840.10008.1.2.4.51", 12) == ()
-    assert decoding.decoders("1.2.840.10008.1.2.4.50", 8) == ("gdcm", "pillow")
-    assert decoding.decoders("1.2.840.10008.1.2.5", 16) == ("pydicom",)
+    assert codecs.decoders("1.2.840.10008.1.2.4.51", 8) == ("gdcm", "pillow")
+    assert codecs.decoders("1.2.840.10008.1.2.4.51", 12) == ()
+    assert codecs.decoders("1.2.840.10008.1.2.4.50", 8) == ("gdcm", "pillow")
+    assert codecs.decoders("1.2.840.10008.1.2.5", 16) == ("pydicom",)
     missing_decoder.cache_clear()
 
 
