@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
@@ -87,6 +87,16 @@ intercepts = st.one_of(st.just(0.0), st.just(-1024.0), st.just(-1024.5), st.floa
     padding=st.none() | st.tuples(st.integers(0, 30), st.none() | st.integers(0, 30)),
     syntax=st.sampled_from(SYNTAXES),
 )
+@example(
+    seed=0,
+    size=1,
+    unused=0,
+    signed=False,
+    shape=(1, 3, 3),
+    rescale=None,
+    padding=None,
+    syntax=ExplicitVRBigEndian,
+).via("words of two bytes run on from frame to frame")
 def test_values_and_padding_are_those_of_pydicom(
     seed: int,
     size: int,
