@@ -119,27 +119,27 @@ def group_headers(
     """Returns the sources that the headers make up; see :func:`inspect_dicom`."""
     skipped: Counter[tuple[str, str]] = Counter()
     series: dict[tuple[str, ...], list[Header]] = defaultdict(list)
-    damaged: Counter[Path] = Counter()
+    damaged: dict[Path, list[Path]] = defaultdict(list)
     annotations: list[Header] = []
     for one in found:
         if isinstance(one, Damaged):
-            damaged[one.path.parent] += 1
+            damaged[one.path.parent].append(one.path)
         elif is_annotation(one):
             annotations.append(one)
         elif (what := _no_image(one)) is not None:
             skipped[what] += 1
         elif not (one.series_uid or one.rows or one.has_pixels):
-            damaged[one.path.parent] += 1
+            damaged[one.path.parent].append(one.path)
         else:
             series[_series_key(one)].append(one)
     blamed = _blame(damaged, series)
     groups = []
     for key, headers in series.items():
-        refs, scouts = _Series(headers, options, blamed.get(key, 0), frames or {}).sources()
+        refs, scouts = _Series(headers, options, blamed.get(key, ()), frames or {}).sources()
         groups.append((_series_order(headers), refs))
         if scouts:
             skipped["localizer images", "scouts show where a series lies and are no volume"] += scouts
-    if rest := sum(damaged.values()) - sum(blamed.values()):
+    if rest := sum(map(len, damaged.values())) - sum(map(len, blamed.values())):
         skipped["damaged DICOM files", "cannot be read, not even which series they belong to"] += rest
     sources = [ref for _, refs in sorted(groups, key=lambda group: group[0]) for ref in refs]
     return Discovery(
@@ -172,16 +172,18 @@ def _series_order(headers: Sequence[Header]) -> tuple[Any, ...]:
     return number is None, number or 0, min(header.series_uid or header.sop_uid for header in headers)
 
 
-def _blame(damaged: Counter[Path], series: dict[tuple[str, ...], list[Header]]) -> dict[tuple[str, ...], int]:
-    """Returns for each series how many unreadable files must be its own, because their folder holds no other series."""
+def _blame(
+    damaged: Mapping[Path, Sequence[Path]], series: Mapping[tuple[str, ...], Sequence[Header]]
+) -> dict[tuple[str, ...], list[Path]]:
+    """Returns for each series the unreadable files that must be its own, because their folder holds no other series."""
     homes: dict[Path, set[tuple[str, ...]]] = defaultdict(set)
     for key, headers in series.items():
         for header in headers:
             homes[header.path.parent].add(key)
-    blamed: Counter[tuple[str, ...]] = Counter()
-    for folder, count in damaged.items():
+    blamed: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+    for folder, files in damaged.items():
         if len(homes[folder]) == 1:
-            blamed[next(iter(homes[folder]))] += count
+            blamed[next(iter(homes[folder]))] += files
     return blamed
 
 
@@ -192,7 +194,7 @@ class _Series:
         self,
         headers: Sequence[Header],
         options: IntakeOptions,
-        damaged: int,
+        damaged: Sequence[Path],
         frames: Mapping[Path, Container[int]],
     ) -> None:
         self.headers = sorted(headers, key=_by_instance)
@@ -263,8 +265,8 @@ class _Series:
         """Refuses a series that holds a file which cannot be decoded exactly."""
         if self.damaged:
             raise InputRefusedError(
-                f"{self.damaged} file{'s' if self.damaged > 1 else ''} in its folder cannot be read: a slice may be "
-                "missing",
+                f"{len(self.damaged)} file{'s' if len(self.damaged) > 1 else ''} in its folder cannot be read: a slice "
+                "may be missing",
                 remedy="copy the series again from its origin, or remove the damaged file if it is none of its slices",
             )
         self._check_whole([header for header in headers if header.fault or not (header.rows and header.columns)])
@@ -484,7 +486,7 @@ class _Series:
         return SourceRef(
             id=series_id(self.number, self.uid, suffix),
             kind="dicom",
-            files=_files(headers),
+            files=(*_files(headers), *self.damaged),
             axes="IJ" if picture else "IJK",
             shape=size if picture else (*size, len(headers)),
             geometry=None,

@@ -205,7 +205,7 @@ def _place(path: Path) -> str:
 
     header = read_header(path)
     if not isinstance(header, Header):
-        return ""
+        return "cannot be read"
     if header.position is not None and header.orientation is not None:
         with suppress(InputRefusedError):
             return _height(slice_normal(header), header.position)
@@ -244,7 +244,7 @@ def _lines(found: Discovery, result: Mapping[str, Any]) -> list[str]:
         lines += _wrapped(f"skipped {one['count']} x {one['what']}: {one['reason']}")
     if summary["findings"]:
         lines += _wrapped("found: " + ", ".join(f"{word} ({count})" for word, count in summary["findings"].items()))
-    truth = f"{summary['annotations']} DICOM annotations, " if found.annotations else ""
+    truth = f"{summary['annotations']} labels in DICOM, " if found.annotations else ""
     lines.append(f"{summary['usable']} usable, {summary['refused']} refused, {truth}{summary['skipped']} skipped")
     return lines
 

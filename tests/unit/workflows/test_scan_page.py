@@ -209,9 +209,13 @@ def test_hundreds_of_sources_make_a_page_of_a_few_megabytes(tmp_path: Path) -> N
 def test_the_table_of_files_names_slices_as_refusals_do(tree: Path) -> None:
     truncated = w.write(tree / "cut", w.Series(number=5).slices())
     truncated[4].write_bytes(truncated[4].read_bytes()[:-40])
+    unreadable = w.write(tree / "stump", w.Series(number=6).slices())
+    unreadable[1].write_bytes(b"")
     outcome = scan(tree)
     table = outcome.private()
     json.dumps(table)
+    (stump,) = [name for name in table if name.startswith("s006")]
+    assert [one["file"] for one in table[stump] if one["slice"] == "cannot be read"] == [str(unreadable[1])]
     (entry,) = [one for one in outcome.result["sources"] if one["id"].startswith("s005")]
     place = re.search(r"\(slice at (.*?)\)", entry["reason"]).group(1)
     assert [one["file"] for one in table[entry["id"]] if one["slice"] == place] == [str(truncated[4])]
