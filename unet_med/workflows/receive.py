@@ -372,7 +372,8 @@ def _tell(record: Mapping[str, Any]) -> None:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    line = f"series {record['id']}: {record['status']}"
+    done = [str(case["id"]) for case in record["cases"] if case["status"] == "done"]
+    line = f"series {record['id']}: {record['status']}" + (f" ({', '.join(done)})" if done else "")
     if record["reason"]:
         line += f": {record['reason']}"
     sent = record.get("sent_back")
