@@ -403,7 +403,7 @@ def _pixels_are_last(file: BinaryIO, size: int, raw: _Raw, how: walker.Encoding)
         return False
     length = _pixel_bytes(raw, 1)
     length += length % 2
-    if not length:
+    if not 0 < length < size:
         return False
     here = file.tell()
     for vr in (b"OW", b"OB") if how.explicit else (b"",):

@@ -130,3 +130,15 @@ def test_pixels_in_high_bits_are_refused(tmp_path: Path) -> None:
     path = w.write(tmp_path, [data])[0]
     with pytest.raises(InputRefusedError, match="low bits"):
         dicom_pixels.read_slice(path)
+
+
+@pytest.mark.parametrize(("rows", "bits"), [(65535, 65535), (65535, 64), (40000, 16)])
+def test_a_header_that_claims_more_than_any_file_holds(tmp_path: Path, rows: int, bits: int) -> None:
+    data = w.Series(count=1).slices()[0]
+    data.Rows = data.Columns = rows
+    data.BitsAllocated = bits
+    path = w.write(tmp_path, [data])[0]
+    ref = inspect_dicom([path]).sources[0]
+    assert "truncated" in ref.reason
+    with pytest.raises(InputRefusedError):
+        dicom_pixels.read_slice(path)
