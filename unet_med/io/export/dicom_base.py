@@ -2,7 +2,8 @@
 
 Nothing is copied from a source's header but the attributes listed here: no private tag, no free text of a series.
 Values that DICOM forbids (a date that is none, a sex of four letters) are left empty, and attributes that must be there
-are there, so that a poor source makes a valid object. Text is written as UTF-8.
+are there, so that a poor source makes a valid object; only patient id and accession number, by which archives file, are
+what the source says, however long. Text is written as UTF-8.
 
 **Identifiers.** Series and instances are named ``2.25.<integer>`` by HMAC-SHA256 with this user's key, over the source
 slices, the model, the options and the mask itself. A run that is repeated or resumed gives an object of the same
@@ -103,7 +104,6 @@ _CHOICES = {
     "QualityControlSubject": ("YES", "NO"),
     "PatientIdentityRemoved": ("YES", "NO"),
 }
-_MULTI_FRAME = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(2|4|6|128|130)\.[1-4]$|.*\.1\.1\.(7\.[1-4])$")
 _AGAIN = "write NIfTI instead, or send the series through an archive that gives it these"
 
 
@@ -251,7 +251,7 @@ def _source_image(header: Dataset, number: int, layout: SliceLayout) -> SourceIm
     frames = [stored.frame for stored in layout.slices if stored.file == number]
     sop_uid = next((stored.sop_uid for stored in layout.slices if stored.file == number), "")
     several = len(frames) > 1 or any(frames) or (number_in(header, "NumberOfFrames") or 1) > 1
-    return SourceImage(sop_class, sop_uid, several or bool(_MULTI_FRAME.match(sop_class)))
+    return SourceImage(sop_class, sop_uid, several)
 
 
 # ---- identifiers ----------------------------------------------------------------------------------------------------
