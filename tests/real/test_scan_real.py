@@ -32,6 +32,12 @@ def test_a_segmentation_belongs_to_its_slices(shared_data: Shared) -> None:
     assert entry["segments"][0]["code"]
 
 
+def test_labels_alone_are_usable_where_they_have_a_grid(shared_data: Shared) -> None:
+    alone = scan(shared_data("dicom_seg_liver") / "seg")
+    assert (alone.exit_code, alone.result["annotations"][0]["refers_to"]) == (0, [])
+    assert scan(shared_data("sts_tumour") / "dicom" / "STS_008" / "MR_T1" / "rtstruct").exit_code == 4
+
+
 def test_each_real_series_has_a_picture(shared_data: Shared, tmp_path: Path) -> None:
     for name in ("dicom_ct_head", "dicom2nifti", "dicom_seg_liver", "tiff_formats", "sct_spinal_cord"):
         outcome = scan(shared_data(name), html=tmp_path / f"{name}.html")

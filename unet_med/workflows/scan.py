@@ -59,7 +59,7 @@ def scan(
 
     Returns:
         The JSON of ``scan --json`` and a table; exit code 0 when everything found is usable, 3 when some sources are
-        refused, 4 when none is usable. Skipped files are no failure.
+        refused, 4 when none is usable (a SEG is, on its own grid). Skipped files are no failure.
 
     Raises:
         UsageError: There is no such folder, or ``html`` lies in it.
@@ -70,6 +70,7 @@ def scan(
         check_place(folder, html, "--html")
     found = discover(folder, intake, track)
     refused = len(found.usable) < len(found.sources) or not all(ref.usable for ref in found.annotations)
+    usable = found.usable or [ref for ref in found.annotations if ref.usable and ref.kind == "dicom-seg"]
     result = _result(found)
     lines = _lines(found, result)
     if html is not None:
@@ -80,7 +81,7 @@ def scan(
     return Outcome(
         result=result,
         lines=lines,
-        exit_code=NOTHING_USABLE if not found.usable else SOME_REFUSED if refused else DONE,
+        exit_code=NOTHING_USABLE if not usable else SOME_REFUSED if refused else DONE,
         private=partial(file_table, found),
     )
 
