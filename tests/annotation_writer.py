@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dicom_writer as w
 import highdicom as hd
 import numpy as np
 from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
@@ -15,8 +16,6 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.sr.coding import Code
 from pydicom.uid import RTStructureSetStorage, SegmentationStorage, generate_uid
 from pydicom.valuerep import format_number_as_ds
-
-from tests import dicom_writer as w
 
 TISSUE = Code("85756007", "SCT", "Tissue")
 LIVER = Code("10200004", "SCT", "Liver")

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 SECONDS = 5.0
 MEMORY = 2 << 30
@@ -71,7 +71,8 @@ def worker() -> None:
 def _limit_memory() -> None:
     import resource
 
-    from unet_med.io import annotations, dicom, discover  # noqa: F401 - they belong to what is there anyway
+    from unet_med.io import discover  # noqa: F401 - it belongs to what is there anyway
+    from unet_med.io.dicom import annotations, source  # noqa: F401
 
     base = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (base + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
@@ -81,7 +82,7 @@ def _most_memory() -> tuple[float, float]:
     """MB that this process has taken at the most since it began, and the decoder process that it has now."""
     import resource
 
-    from unet_med.io import dicom_decoding as decoding
+    from unet_med.io.dicom import decoding
 
     peaks = [0.0]
     for decoder in decoding._spare:
@@ -95,7 +96,7 @@ def _most_memory() -> tuple[float, float]:
 
 def _intake(folder: Path) -> dict[str, Any]:
     from unet_med.errors import NothingUsableError, UnetMedError
-    from unet_med.io.annotations import belongs_to, open_label
+    from unet_med.io.dicom.annotations import belongs_to, open_label
     from unet_med.io.discover import discover, open_source
     from unet_med.io.source import IntakeOptions
 
@@ -181,6 +182,9 @@ def seeds(folder: Path) -> list[Seed]:
     """Writes and collects everything that is mutated."""
     import warnings
 
+    import annotation_writer
+    import dicom_multiframe_writer
+    import dicom_writer
     import numpy as np
     from pydicom import dcmread
     from pydicom.filewriter import dcmwrite
@@ -193,8 +197,6 @@ def seeds(folder: Path) -> list[Seed]:
         JPEGLSLossless,
         RLELossless,
     )
-
-    from tests import annotation_writer, dicom_multiframe_writer, dicom_writer
 
     w, m, a = dicom_writer, dicom_multiframe_writer, annotation_writer
     warnings.simplefilter("ignore")
@@ -265,10 +267,9 @@ def seeds(folder: Path) -> list[Seed]:
 
 def _structures(series: Any, ring: list[tuple[float, float, float]]) -> Any:
     """Returns an RTSTRUCT with one region of one contour."""
+    import dicom_writer as w
     from pydicom.dataset import Dataset
     from pydicom.uid import RTStructureSetStorage
-
-    from tests import dicom_writer as w
 
     data = w.new_dataset(RTStructureSetStorage)
     data.StudyInstanceUID, data.Modality, data.SeriesNumber = series.study, "RTSTRUCT", 400
@@ -307,7 +308,7 @@ def _by_imagecodecs(folder: Path, small: Callable[[int], Any], syntaxes: dict[st
 
 
 def _by_dcmtk(folder: Path, small: Callable[[int], Any]) -> list[Seed]:
-    from tests import dicom_writer as w
+    import dicom_writer as w
 
     found = []
     kinds = (("lossless", "+el", 16), ("lossless SV1", "+e1", 16), ("extended", "+ee", 12), ("baseline", "+eb", 8))
@@ -430,7 +431,7 @@ class Layout:
 
 
 def taken_apart(data: bytes) -> Layout:
-    from unet_med.io import dicom_walker as walker
+    from unet_med.io.dicom import walker
 
     at, syntax = 132, b""
     while data[at : at + 2] == b"\x02\x00":

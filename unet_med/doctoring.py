@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError, UsageError
 from unet_med.identity import safe_name, unique_ids
-from unet_med.io.annotations import open_label
 from unet_med.io.cases import Case
+from unet_med.io.dicom.annotations import open_label
 from unet_med.io.discover import restore_ref
 from unet_med.io.picture import PictureSource
 from unet_med.io.sinks import open_mask_sink

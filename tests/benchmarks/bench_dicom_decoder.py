@@ -14,8 +14,7 @@ import time
 import imagecodecs
 import numpy as np
 
-from unet_med.io import dicom_codecs as codecs
-from unet_med.io import dicom_decoding as decoding
+from unet_med.io.dicom import codecs, decoding
 
 JPEG_LS = "1.2.840.10008.1.2.4.80"
 

@@ -26,9 +26,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from unet_med.io.dicom_headers import Header, read_header
-from unet_med.io.dicom_multiframe import frame_headers
-from unet_med.io.dicom_series import group_headers
+from unet_med.io.dicom.headers import Header, read_header
+from unet_med.io.dicom.multiframe import frame_headers
+from unet_med.io.dicom.series import group_headers
 from unet_med.io.discover import discover
 from unet_med.io.source import IntakeOptions
 

@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the real series")
     parser.add_argument("--only", default="", help="cases whose name contains this; says more about each")
     options = parser.parse_args()
-    for module in ("monai.data", "nibabel", "SimpleITK", "unet_med.io.discover", "unet_med.io.dicom"):
+    for module in ("monai.data", "nibabel", "SimpleITK", "unet_med.io.discover", "unet_med.io.dicom.source"):
         importlib.import_module(module)  # once, before the forks
 
     with tempfile.TemporaryDirectory() as folder:

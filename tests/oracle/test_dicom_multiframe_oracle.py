@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from unet_med.io.dicom import DicomSource, inspect_dicom
+from unet_med.io.dicom.source import DicomSource, inspect_dicom
 
 _SPEC = importlib.util.spec_from_file_location(
     "dicom_multiframe_writer", Path(__file__).parents[1] / "dicom_multiframe_writer.py"

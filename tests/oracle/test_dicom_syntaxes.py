@@ -31,8 +31,8 @@ from pydicom.uid import (
 )
 
 from unet_med.errors import InputRefusedError
-from unet_med.io import dicom_codecs as codecs
-from unet_med.io.dicom_pixels import missing_decoder, read_slice, read_slices
+from unet_med.io.dicom import codecs
+from unet_med.io.dicom.pixels import missing_decoder, read_slice, read_slices
 
 _SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[1] / "dicom_writer.py")
 w = importlib.util.module_from_spec(_SPEC)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from dicom_zoo import ALL_CASES, Case, Expected, Field
 
+from unet_med.io.dicom.slices import Regrid, SliceLayout
 from unet_med.io.discover import discover, open_source
-from unet_med.io.slices import Regrid, SliceLayout
 from unet_med.io.source import IntakeOptions, SourceRef
 
 MOST_CHECKED = 200_000

@@ -14,8 +14,8 @@ from mask_exports import dice, export_of
 from scipy import ndimage
 from skimage.draw import polygon2mask
 
-from unet_med.io.annotations import inspect_annotation, open_label, values_of
-from unet_med.io.dicom_headers import read_header
+from unet_med.io.dicom.annotations import inspect_annotation, open_label, values_of
+from unet_med.io.dicom.headers import read_header
 from unet_med.io.export import dicom_seg, rtstruct
 from unet_med.io.export.mask import source_ref
 

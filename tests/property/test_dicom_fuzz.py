@@ -41,20 +41,21 @@ def test_the_fuzzer_finds_what_it_looks_for(tmp_path: Path, body: str, word: str
     """A finding is found: the reader of images is replaced by something that misbehaves."""
     code = f"""
 import sys, time
-sys.path.insert(0, {str(SCRIPT.parents[1])!r})
-from tests import fuzz_dicom as f
-from unet_med.io import dicom
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import fuzz_dicom as f
+from unet_med.io.dicom import source
 from unet_med.errors import InputRefusedError
 def broken(self, region=None, frame=0):
     {body}
-dicom.DicomSource.read = broken
+source.DicomSource.read = broken
 f.worker()
 """
     driver = f"""
 import sys
-sys.path.insert(0, {str(SCRIPT.parents[1])!r})
+sys.path.insert(0, {str(SCRIPT.parent)!r})
 from pathlib import Path
-from tests import dicom_writer as w, fuzz_dicom as f
+import dicom_writer as w
+import fuzz_dicom as f
 folder = Path({str(tmp_path)!r})
 w.write(folder, w.Series().slices())
 f.SECONDS = 1.0

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_med.io.dicom import DicomSource, inspect_dicom
+from unet_med.io.dicom.source import DicomSource, inspect_dicom
 
 _SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[1] / "dicom_writer.py")
 w = importlib.util.module_from_spec(_SPEC)

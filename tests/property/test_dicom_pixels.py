@@ -22,7 +22,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from unet_med.io.dicom_pixels import read_slice
+from unet_med.io.dicom.pixels import read_slice
 
 _SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[1] / "dicom_writer.py")
 w = importlib.util.module_from_spec(_SPEC)

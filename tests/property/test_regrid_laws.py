@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
-from unet_med.io.dicom_headers import EXPLICIT_LITTLE, Header
-from unet_med.io.dicom_stacks import Stack, lay_out
-from unet_med.io.slices import Regrid
+from unet_med.io.dicom.headers import EXPLICIT_LITTLE, Header
+from unet_med.io.dicom.slices import Regrid
+from unet_med.io.dicom.stacks import Stack, lay_out
 from unet_med.io.source import IntakeOptions
 
 ALL = IntakeOptions(untilt=True, resample_slices=True, allow_gaps=True)

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK
 
 from unet_med.geometry import Geometry
-from unet_med.io.annotations import open_label
+from unet_med.io.dicom.annotations import open_label
 from unet_med.io.discover import discover, open_source
 from unet_med.manifest import BuildOptions, build_manifest, load_manifest, save_manifest
 

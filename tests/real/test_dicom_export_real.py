@@ -10,8 +10,8 @@ import pytest
 from mask_exports import dciodvfy, dice, export_of
 from pydicom import dcmread
 
-from unet_med.io.annotations import inspect_annotation, open_label
-from unet_med.io.dicom_headers import read_header
+from unet_med.io.dicom.annotations import inspect_annotation, open_label
+from unet_med.io.dicom.headers import read_header
 from unet_med.io.export.formats import FORMATS
 from unet_med.io.export.mask import source_ref
 

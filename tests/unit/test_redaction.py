@@ -55,7 +55,7 @@ def test_records_of_libraries_are_redacted_and_ours_are_not() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(PrivateFormatter("%(name)s: %(message)s"))
-    for name in ("unet_med.io.dicom", "some_library"):
+    for name in ("unet_med.io.dicom.source", "some_library"):
         logger = logging.getLogger(name)
         logger.addHandler(handler)
         try:

@@ -6,14 +6,14 @@ import json
 import stat
 from pathlib import Path
 
+import annotation_writer as a
+import dicom_writer as w
 import nibabel as nib
 import numpy as np
 import pytest
 from pydicom.dataset import FileDataset
 
 import unet_med
-from tests import annotation_writer as a
-from tests import dicom_writer as w
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
 from unet_med.manifest import load_manifest

@@ -19,7 +19,7 @@ from scipy import ndimage
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
 from unet_med.identity import unique_ids
-from unet_med.io.annotations import AnnotationSource, open_label
+from unet_med.io.dicom.annotations import AnnotationSource, open_label
 from unet_med.io.discover import open_source
 from unet_med.io.picture import PictureSource
 from unet_med.io.reading import check_frame

@@ -88,11 +88,11 @@ def open_source(ref: SourceRef) -> ImageSource:
         InputRefusedError: The source is not usable; the reason says why.
     """
     if ref.kind == "dicom":
-        from unet_med.io.dicom import DicomSource
+        from unet_med.io.dicom.source import DicomSource
 
         return DicomSource(ref)
     if ref.kind in ("dicom-seg", "rtstruct"):
-        from unet_med.io.annotations import AnnotationSource
+        from unet_med.io.dicom.annotations import AnnotationSource
 
         return AnnotationSource(ref)
     if ref.kind == "nifti":
@@ -140,7 +140,7 @@ def restore_ref(entry: Mapping[str, Any], files: Sequence[Path]) -> SourceRef:
     )
     kind = _kind_of(files[0])
     if kind is None:
-        from unet_med.io.dicom import inspect_dicom
+        from unet_med.io.dicom.source import inspect_dicom
 
         every = files if files[0].is_file() else [path for path in sorted(files[0].rglob("*")) if path.is_file()]
         looked = inspect_dicom(every, options, _stored_frames(stored, files))
@@ -161,7 +161,7 @@ def _stored_frames(stored: Mapping[str, Any], files: Sequence[Path]) -> dict[Pat
     Raises:
         UsageError: The record is damaged.
     """
-    from unet_med.io.dicom_multiframe import frames_in
+    from unet_med.io.dicom.multiframe import frames_in
 
     texts = stored.get("frames", ())
     try:
@@ -238,7 +238,7 @@ class _Search:
         if why and not _is_dicom(path):
             self.skipped[f"{suffix} files", why] += 1
             return
-        from unet_med.io.dicom_series import look_at
+        from unet_med.io.dicom.series import look_at
 
         header = look_at(path)
         if header is None:
@@ -252,7 +252,7 @@ class _Search:
         annotations: list[SourceRef] = []
         skipped = self.skipped.copy()
         if self._dicom:
-            from unet_med.io.dicom_series import group_headers
+            from unet_med.io.dicom.series import group_headers
 
             series = group_headers(self._dicom, self.options)
             sources += series.sources
@@ -328,7 +328,7 @@ def _chosen(found: Discovery, options: IntakeOptions) -> Discovery:
     """Keeps the sources that ``--series`` names, and the annotations that belong to them (or the other way round)."""
     if not options.series:
         return found
-    from unet_med.io.annotations import belongs_to
+    from unet_med.io.dicom.annotations import belongs_to
 
     kept = tuple(source for source in found.sources if source.id.startswith(options.series))
     truth = tuple(one for one in found.annotations if one.id.startswith(options.series))

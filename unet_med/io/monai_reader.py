@@ -20,7 +20,7 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from unet_med.errors import InputRefusedError, UnetMedError, UsageError
 from unet_med.geometry import Geometry
-from unet_med.io.annotations import AnnotationSource, belongs_to, open_label
+from unet_med.io.dicom.annotations import AnnotationSource, belongs_to, open_label
 from unet_med.io.discover import discover, open_source
 from unet_med.io.source import IntakeOptions, SourceRef
 from unet_med.volume import ImageSource, Volume

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_med.geometry import Geometry
-from unet_med.io.slices import Annotation, SliceLayout
+from unet_med.io.dicom.slices import Annotation, SliceLayout
 
 DICOM_KINDS = frozenset({"dicom", "dicom-seg", "rtstruct"})
 """Kinds whose file names may be a patient's: they stay in private tables."""
@@ -96,7 +96,7 @@ class Discovery:
         sources: The images.
         skipped: What is neither image nor label.
         annotations: Truth in DICOM (SEG, RTSTRUCT), which refers to images; each :class:`SourceRef` has an
-            :class:`~unet_med.io.slices.Annotation` as its layout.
+            :class:`~unet_med.io.dicom.slices.Annotation` as its layout.
     """
 
     sources: tuple[SourceRef, ...]

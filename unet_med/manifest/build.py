@@ -13,8 +13,8 @@ import pydicom
 
 from unet_med.errors import NothingUsableError, UsageError
 from unet_med.identity import keyed_hash, safe_name, unique_ids
-from unet_med.io.annotations import ANNOTATION_KINDS, values_of
 from unet_med.io.cases import Case
+from unet_med.io.dicom.annotations import ANNOTATION_KINDS, values_of
 from unet_med.io.source import DICOM_KINDS, Discovery, SourceRef
 from unet_med.manifest.files import Description, read_description
 from unet_med.manifest.folds import assign_folds, merge_groups

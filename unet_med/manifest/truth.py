@@ -1,6 +1,6 @@
 """Truth in DICOM: which SEG or RTSTRUCT belongs to which series, and which of its segments is which label.
 
-An annotation belongs to the series that it names (see :func:`unet_med.io.annotations.image_of`).
+An annotation belongs to the series that it names (see :func:`unet_med.io.dicom.annotations.image_of`).
 
 Segments become labels by code first, then by name. Names are compared without regard to case and signs. Nothing is
 guessed: a code that says too little (tissue, lesion, ...) or that one file gives to two segments counts for nothing, a
@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unet_med.errors import UsageError
-from unet_med.io.annotations import ANNOTATION_KINDS, image_of
-from unet_med.io.dicom_items import UNNAMED
-from unet_med.io.slices import Annotation, Segment
+from unet_med.io.dicom.annotations import ANNOTATION_KINDS, image_of
+from unet_med.io.dicom.items import UNNAMED
+from unet_med.io.dicom.slices import Annotation, Segment
 from unet_med.io.source import Discovery, SourceRef
 from unet_med.labels import known_code
 from unet_med.manifest.pairing import Pair, Pairing

@@ -21,8 +21,8 @@ from unet_med import __version__
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError, UsageError
 from unet_med.identity import case_tag
 from unet_med.inference.peak import peak_mb, reset_peak
-from unet_med.io.annotations import AnnotationSource, image_of, open_label, values_of
 from unet_med.io.atomic import write_json
+from unet_med.io.dicom.annotations import AnnotationSource, image_of, open_label, values_of
 from unet_med.io.discover import discover, open_source
 from unet_med.io.sinks import RESEARCH_ONLY, open_mask_sink, write_image
 from unet_med.io.source import Discovery, IntakeOptions, SourceRef

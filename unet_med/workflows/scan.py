@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from unet_med.errors import InputRefusedError, UsageError
-from unet_med.io.annotations import belongs_to
+from unet_med.io.dicom.annotations import belongs_to
+from unet_med.io.dicom.slices import Annotation, SliceLayout
 from unet_med.io.discover import discover
-from unet_med.io.slices import Annotation, SliceLayout
 from unet_med.io.source import Discovery, IntakeOptions, SourceRef
 from unet_med.workflows.outcome import DONE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
@@ -201,8 +201,8 @@ def _files(ref: SourceRef) -> Iterable[dict[str, Any]]:
 
 def _place(path: Path) -> str:
     """Returns where the slice of a refused file lies; empty when its header does not tell."""
-    from unet_med.io.dicom_headers import Header, read_header
-    from unet_med.io.dicom_stacks import slice_normal
+    from unet_med.io.dicom.headers import Header, read_header
+    from unet_med.io.dicom.stacks import slice_normal
 
     header = read_header(path)
     if not isinstance(header, Header):

@@ -18,9 +18,9 @@ from PIL import Image
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
+from unet_med.io.dicom.slices import SliceLayout
 from unet_med.io.discover import open_source
 from unet_med.io.reading import refusing
-from unet_med.io.slices import SliceLayout
 from unet_med.io.source import SourceRef
 from unet_med.overlays import PERCENTILES, to_lpi
 
@@ -172,7 +172,7 @@ def _turned(array: npt.NDArray[Any], cut: _Cut) -> npt.NDArray[Any]:
 
 def _stored_slice(ref: SourceRef, layout: SliceLayout) -> npt.NDArray[Any]:
     """Returns the middle slice of a DICOM series; its padding becomes the lowest value of that slice alone."""
-    from unet_med.io.dicom_pixels import read_slice
+    from unet_med.io.dicom.pixels import read_slice
 
     stored = layout.slices[len(layout.slices) // 2]
     one = read_slice(ref.files[stored.file], stored.frame)

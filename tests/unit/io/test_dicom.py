@@ -27,8 +27,8 @@ from pydicom.uid import (
 )
 
 from unet_med.errors import InputRefusedError
-from unet_med.io import dicom_pixels
-from unet_med.io.dicom import DicomSource, inspect_dicom
+from unet_med.io.dicom import pixels as dicom_pixels
+from unet_med.io.dicom.source import DicomSource, inspect_dicom
 from unet_med.io.source import Discovery, IntakeOptions, SourceRef
 
 _SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[2] / "dicom_writer.py")
@@ -101,7 +101,7 @@ def test_a_region_reads_only_its_slices(tmp_path: Path, monkeypatch: pytest.Monk
     full = source.read()
     read = []
     monkeypatch.setattr(
-        "unet_med.io.dicom.read_slices", lambda places: read.extend(places) or dicom_pixels.read_slices(places)
+        "unet_med.io.dicom.source.read_slices", lambda places: read.extend(places) or dicom_pixels.read_slices(places)
     )
     region = (slice(2, 5), slice(1, 7), slice(3, 5))
     part = source.read(region)
@@ -616,7 +616,7 @@ def test_a_missing_decoder_is_named_before_pixels_are_read(tmp_path: Path, monke
         data.file_meta.TransferSyntaxUID = HTJ2KLossless
     w.write(tmp_path, slices)
     monkeypatch.setattr(
-        "unet_med.io.dicom_series.missing_decoder", lambda syntax, bits: {HTJ2KLossless: "HTJ2K"}[syntax]
+        "unet_med.io.dicom.series.missing_decoder", lambda syntax, bits: {HTJ2KLossless: "HTJ2K"}[syntax]
     )
     refused(tmp_path, "no decoder is installed for HTJ2K", 'pip install "unet-med[dicom]"')
 

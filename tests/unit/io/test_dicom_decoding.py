@@ -19,10 +19,9 @@ import pytest
 from pydicom.uid import JPEGLSLossless
 
 from unet_med.errors import InputRefusedError, MachineError
-from unet_med.io import dicom_codecs as codecs
-from unet_med.io import dicom_decoding as decoding
-from unet_med.io.dicom import inspect_dicom
-from unet_med.io.dicom_pixels import missing_decoder
+from unet_med.io.dicom import codecs, decoding
+from unet_med.io.dicom.pixels import missing_decoder
+from unet_med.io.dicom.source import inspect_dicom
 
 _SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[2] / "dicom_writer.py")
 w = importlib.util.module_from_spec(_SPEC)
@@ -56,7 +55,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     code = f"""
         import os, signal, time
         import numpy as np
-        from unet_med.io import dicom_decoding as d, dicom_codecs as c
+        from unet_med.io.dicom import decoding as d, codecs as c
         whole = c._decode_with
         def broken(library, frame):
             if frame.rows == 13:
@@ -197,7 +196,7 @@ def test_a_spare_process_that_was_killed_is_replaced() -> None:
 SCRIPT = """
 import os, sys
 import numpy as np, imagecodecs
-from unet_med.io import dicom_decoding as d, dicom_codecs as c
+from unet_med.io.dicom import decoding as d, codecs as c
 stored = np.arange(600, dtype=np.uint16).reshape(20, 30)
 def check():
     with d.batch() as batch:

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from unet_med.io.dicom_headers import SPLIT_TAGS, Damaged, Header, looks_like_dicom, read_header
+from unet_med.io.dicom.headers import SPLIT_TAGS, Damaged, Header, looks_like_dicom, read_header
 
 _SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[2] / "dicom_writer.py")
 w = importlib.util.module_from_spec(_SPEC)

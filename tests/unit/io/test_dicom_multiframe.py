@@ -25,11 +25,11 @@ from pydicom.uid import (
 )
 
 from unet_med.errors import InputRefusedError, UsageError
-from unet_med.io.dicom import DicomSource, inspect_dicom
-from unet_med.io.dicom_headers import read_header
-from unet_med.io.dicom_multiframe import frame_headers, frame_rescale, frame_rescales, frames_in, frames_text
+from unet_med.io.dicom.headers import read_header
+from unet_med.io.dicom.multiframe import frame_headers, frame_rescale, frame_rescales, frames_in, frames_text
+from unet_med.io.dicom.slices import SliceLayout
+from unet_med.io.dicom.source import DicomSource, inspect_dicom
 from unet_med.io.discover import discover, restore_ref
-from unet_med.io.slices import SliceLayout
 from unet_med.io.source import Discovery, IntakeOptions, SourceRef
 from unet_med.manifest import content_sha256
 

@@ -11,8 +11,8 @@ import pytest
 from pydicom.uid import JPEGLSLossless
 
 from unet_med.errors import InputRefusedError
-from unet_med.io import dicom_pixels
-from unet_med.io.dicom import DicomSource, inspect_dicom
+from unet_med.io.dicom import pixels as dicom_pixels
+from unet_med.io.dicom.source import DicomSource, inspect_dicom
 from unet_med.io.source import IntakeOptions, SourceRef
 
 _SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[2] / "dicom_writer.py")
@@ -88,7 +88,7 @@ def test_only_the_slices_beside_a_plane_are_read(tmp_path: Path, monkeypatch: py
     source = DicomSource(stack(tmp_path, "gaps"))
     read: list[object] = []
     monkeypatch.setattr(
-        "unet_med.io.dicom.read_slices", lambda places: read.extend(places) or dicom_pixels.read_slices(places)
+        "unet_med.io.dicom.source.read_slices", lambda places: read.extend(places) or dicom_pixels.read_slices(places)
     )
     source.read((slice(0, 9), slice(0, 7), slice(2, 5)))
     assert len(read) == 2, "planes 2, 3 (missing) and 4 lie on or between two slices"

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from shutil import which
 
+import annotation_writer as a
+import dicom_writer as w
 import imagecodecs
 import numpy as np
 import pytest
@@ -16,10 +18,8 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
-from tests import annotation_writer as a
-from tests import dicom_writer as w
 from unet_med.errors import InputRefusedError, MachineError
-from unet_med.io.annotations import AnnotationSource, open_label
+from unet_med.io.dicom.annotations import AnnotationSource, open_label
 from unet_med.io.discover import discover, open_source
 from unet_med.io.source import IntakeOptions, SourceRef
 

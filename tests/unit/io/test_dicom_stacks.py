@@ -12,7 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import MRImageStorage
 
-from unet_med.io.dicom import inspect_dicom
+from unet_med.io.dicom.source import inspect_dicom
 from unet_med.io.source import IntakeOptions, SourceRef
 
 _SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[2] / "dicom_writer.py")

@@ -16,8 +16,8 @@ import tifffile
 from PIL import Image
 
 from unet_med.errors import InputRefusedError, NothingUsableError, UsageError
+from unet_med.io.dicom.slices import SliceLayout
 from unet_med.io.discover import discover, open_source, restore_ref
-from unet_med.io.slices import SliceLayout
 from unet_med.io.source import IntakeOptions
 
 _SPEC = importlib.util.spec_from_file_location("dicom_writer", Path(__file__).parents[2] / "dicom_writer.py")

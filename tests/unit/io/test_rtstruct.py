@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import annotation_writer as a
+import dicom_writer as w
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,12 +15,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from skimage.measure import find_contours, points_in_poly
 
-from tests import annotation_writer as a
-from tests import dicom_writer as w
 from unet_med.errors import InputRefusedError, MachineError
-from unet_med.io.annotations import open_label
+from unet_med.io.dicom.annotations import open_label
+from unet_med.io.dicom.rtstruct import polygon_line, polygon_parity
 from unet_med.io.discover import discover
-from unet_med.io.rtstruct import polygon_line, polygon_parity
 from unet_med.io.source import IntakeOptions
 from unet_med.volume import ImageSource
 

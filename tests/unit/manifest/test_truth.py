@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import annotation_writer as a
+import dicom_writer as w
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,11 +13,9 @@ from pydicom import dcmread
 from pydicom.dataset import FileDataset
 from pydicom.uid import generate_uid
 
-from tests import annotation_writer as a
-from tests import dicom_writer as w
 from unet_med.errors import UsageError
+from unet_med.io.dicom.slices import Annotation, Segment
 from unet_med.io.discover import discover
-from unet_med.io.slices import Annotation, Segment
 from unet_med.io.source import IntakeOptions, SourceRef
 from unet_med.manifest import BuildOptions, BuildReport, build_manifest
 from unet_med.manifest.truth import name_segments

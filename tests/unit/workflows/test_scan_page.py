@@ -155,7 +155,7 @@ def test_texts_are_escaped() -> None:
 def test_a_picture_that_fails_does_not_fail_the_scan(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unet_med.io import dicom_pixels
+    from unet_med.io.dicom import pixels as dicom_pixels
 
     def broken(*_: object) -> None:
         raise ValueError("/secret/path")

@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from unet_med.errors import InputRefusedError
-from unet_med.io import dicom_pixels
+from unet_med.io.dicom import pixels as dicom_pixels
 from unet_med.io.discover import discover
 from unet_med.io.source import SourceRef
 from unet_med.workflows.thumbnail import GREY_STEP, Thumbnail, may_carry_a_name, thumbnail

@@ -48,10 +48,10 @@ from pydicom.valuerep import format_number_as_ds
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import CORNER_TOLERANCE_MM, Geometry
 from unet_med.identity import keyed_hash, user_key
+from unet_med.io.dicom.slices import LabelArray, SliceLayout, StoredSlice
 from unet_med.io.export.mask import MaskExport, ReadBack
 from unet_med.io.export.stamp import stamp
 from unet_med.io.reading import refusing
-from unet_med.io.slices import LabelArray, SliceLayout, StoredSlice
 from unet_med.labels import Label
 from unet_med.version import __version__
 

@@ -20,7 +20,8 @@ from pydicom.dataset import FileDataset
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
-from unet_med.io.dicom import DicomSource
+from unet_med.io.dicom.slices import SliceLayout
+from unet_med.io.dicom.source import DicomSource
 from unet_med.io.export.dicom_base import (
     MAKER,
     REPORT,
@@ -41,7 +42,6 @@ from unet_med.io.export.dicom_base import (
     today,
 )
 from unet_med.io.export.mask import MaskExport
-from unet_med.io.slices import SliceLayout
 from unet_med.labels import LabelMap
 
 KIND = "dicom-sc"

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_med.geometry import Geometry
+from unet_med.io.dicom.slices import SliceLayout
 from unet_med.io.export.measure import LabelMeasure, measure_labels
 from unet_med.io.reading import FileSource
-from unet_med.io.slices import SliceLayout
 from unet_med.io.source import SourceRef
 from unet_med.labels import LabelMap
 from unet_med.volume import ImageSource

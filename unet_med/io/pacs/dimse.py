@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from unet_med.errors import InputRefusedError, MachineError, UnetMedError, UsageError
-from unet_med.io.dicom_headers import EXPLICIT_LITTLE, IMPLICIT_LITTLE
+from unet_med.io.dicom.headers import EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from unet_med.io.pacs.client import LostError, Receipt
 from unet_med.io.pacs.objects import DicomObject
 from unet_med.io.pacs.target import Access, DicomTarget, needed

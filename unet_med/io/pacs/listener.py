@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from unet_med.errors import UsageError
-from unet_med.io.dicom_headers import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
-from unet_med.io.dicom_pixels import missing_decoder
+from unet_med.io.dicom.headers import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
+from unet_med.io.dicom.pixels import missing_decoder
 from unet_med.io.pacs.dimse import VERIFICATION, send_at_once
 from unet_med.io.pacs.inbox import NO_OBJECT, Inbox, Limits
 from unet_med.io.pacs.target import needed

@@ -14,9 +14,9 @@ import numpy as np
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
 from unet_med.identity import keyed_hash, series_id
-from unet_med.io.dicom_headers import Header
+from unet_med.io.dicom.headers import Header
+from unet_med.io.dicom.slices import Annotation, LabelArray, Segment, SliceLayout
 from unet_med.io.reading import FileSource, check_frame, whole
-from unet_med.io.slices import Annotation, LabelArray, Segment, SliceLayout
 from unet_med.io.source import SourceRef
 from unet_med.volume import ImageSource, Region, Volume
 
@@ -83,7 +83,7 @@ def inspect_annotation(header: Header) -> SourceRef:
         modality="RTSTRUCT" if contours else "SEG",
         layout=Annotation((), study_uid=header.study_uid, frame_uid=header.frame_uid),
     )
-    from unet_med.io.dicom_items import COPY_AGAIN, read_dataset, reading
+    from unet_med.io.dicom.items import COPY_AGAIN, read_dataset, reading
 
     if header.fault and not (contours and header.fault == "without pixels"):
         return replace(ref, usable=False, reason=str(InputRefusedError(f"the file is {header.fault}", "", COPY_AGAIN)))
@@ -91,10 +91,10 @@ def inspect_annotation(header: Header) -> SourceRef:
         with reading("the file cannot be read"):
             dataset = read_dataset(header.path)
             if contours:
-                from unet_med.io.rtstruct import describe_rtstruct
+                from unet_med.io.dicom.rtstruct import describe_rtstruct
 
                 return describe_rtstruct(dataset, ref)
-            from unet_med.io.dicom_seg import describe_seg
+            from unet_med.io.dicom.seg import describe_seg
 
             return describe_seg(dataset, ref, header.syntax)
     except InputRefusedError as error:
@@ -288,9 +288,9 @@ class AnnotationSource(FileSource):
         """Returns the labels on the stored slices (columns, rows, slices) and notes."""
         path, values = self.ref.files[0], values_of(self.ref)
         if self.ref.kind == "rtstruct" and layout is not None:
-            from unet_med.io.rtstruct import read_rtstruct
+            from unet_med.io.dicom.rtstruct import read_rtstruct
 
             return read_rtstruct(path, layout, values, self.id)
-        from unet_med.io.dicom_seg import read_seg
+        from unet_med.io.dicom.seg import read_seg
 
         return read_seg(path, layout, values, self.id), []

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from unet_med.io import dicom_walker as walker
+from unet_med.io.dicom import walker
 
 for _library in ("pydicom", "highdicom"):
     # What they log quotes values of headers, names and dates among them: it must reach no handler.

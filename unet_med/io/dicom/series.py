@@ -14,13 +14,13 @@ import numpy as np
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
 from unet_med.identity import series_id
-from unet_med.io.annotations import inspect_annotations, is_annotation
-from unet_med.io.dicom_headers import STACK_ID, Damaged, Header, read_header
-from unet_med.io.dicom_multiframe import frame_headers, frames_text
-from unet_med.io.dicom_pixels import INVERTED_MODALITIES, missing_decoder, turned
-from unet_med.io.dicom_stacks import Stack, cluster, lay_out, leave_out_scouts, slice_normal, split_repeats
+from unet_med.io.dicom.annotations import inspect_annotations, is_annotation
+from unet_med.io.dicom.headers import STACK_ID, Damaged, Header, read_header
+from unet_med.io.dicom.multiframe import frame_headers, frames_text
+from unet_med.io.dicom.pixels import INVERTED_MODALITIES, missing_decoder, turned
+from unet_med.io.dicom.slices import Regrid, SliceLayout, StoredSlice, Vector
+from unet_med.io.dicom.stacks import Stack, cluster, lay_out, leave_out_scouts, slice_normal, split_repeats
 from unet_med.io.reading import calibrated
-from unet_med.io.slices import Regrid, SliceLayout, StoredSlice, Vector
 from unet_med.io.source import Discovery, IntakeOptions, Skipped, SourceRef
 
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})

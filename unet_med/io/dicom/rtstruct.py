@@ -19,7 +19,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from unet_med.errors import InputRefusedError
-from unet_med.io.dicom_items import (
+from unet_med.io.dicom.items import (
     EXPORT_AGAIN,
     items,
     no_value,
@@ -29,7 +29,7 @@ from unet_med.io.dicom_items import (
     text,
     whole_number,
 )
-from unet_med.io.slices import Annotation, LabelArray, Segment, SliceLayout
+from unet_med.io.dicom.slices import Annotation, LabelArray, Segment, SliceLayout
 from unet_med.io.source import SourceRef
 
 CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet_med.errors import InputRefusedError
-from unet_med.io import dicom_walker as walker
-from unet_med.io.dicom_headers import (
+from unet_med.io.dicom import walker
+from unet_med.io.dicom.headers import (
     DIMENSIONS,
     FILE_NUMBER,
     PIXEL_GROUP,
@@ -193,7 +193,7 @@ def frame_rescales(path: Path) -> Sequence[tuple[float, float] | None]:
 @lru_cache(maxsize=8)
 def _frame_rescales(path: Path, changed: int, size: int) -> tuple[tuple[float, float] | None, ...]:
     del changed, size  # part of the key alone
-    from unet_med.io.dicom_headers import read_header
+    from unet_med.io.dicom.headers import read_header
 
     header = read_header(path)
     if not isinstance(header, Header) or not header.grouped:

@@ -2,7 +2,7 @@
 
 Uncompressed pixels are taken straight out of the file: a walk of our own through the header finds them and the few
 values that give them their meaning. Compressed frames go to the decoder process
-(:mod:`unet_med.io.dicom_decoding`), several at a time. pydicom helps with headers that the walk does not follow, and
+(:mod:`unet_med.io.dicom.decoding`), several at a time. pydicom helps with headers that the walk does not follow, and
 with modality lookup tables.
 """
 
@@ -23,10 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError
-from unet_med.io import dicom_codecs as codecs
-from unet_med.io import dicom_decoding as decoding
-from unet_med.io import dicom_walker as walker
-from unet_med.io.dicom_headers import (
+from unet_med.io.dicom import codecs, decoding, walker
+from unet_med.io.dicom.headers import (
     DEFLATED,
     EXPLICIT_BIG,
     EXPLICIT_LITTLE,
@@ -349,7 +347,7 @@ class _PixelFile:
     def _rescale(self, frame: int) -> tuple[float | None, float | None]:
         """Returns slope and intercept of a frame."""
         if self.noted & {_FRAME_GROUPS, _SHARED_GROUPS}:
-            from unet_med.io.dicom_multiframe import frame_rescales
+            from unet_med.io.dicom.multiframe import frame_rescales
 
             rescales = frame_rescales(self.path)
             own = rescales[frame] if frame < len(rescales) else None
@@ -498,7 +496,7 @@ def _pydicom_reading(path: Path, tags: list[int]) -> Iterator[Dataset]:
     from pydicom import dcmread
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    from unet_med.io.dicom_items import reading
+    from unet_med.io.dicom.items import reading
 
     if path.stat().st_size > _MOST_BYTES:
         raise InputRefusedError("an irregular file is too large to be read", remedy=_EXPORT_AGAIN)

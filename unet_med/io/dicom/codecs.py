@@ -1,7 +1,7 @@
 """Compressed DICOM frames to stored values: which installed library decodes what, and what must be true of a frame.
 
 A frame whose own header contradicts the DICOM header, or that ends early, is refused before it is decoded: most
-decoders fill what is missing with grey and say nothing. Native code runs here, so :mod:`unet_med.io.dicom_decoding`
+decoders fill what is missing with grey and say nothing. Native code runs here, so :mod:`unet_med.io.dicom.decoding`
 calls it in a process of its own.
 """
 

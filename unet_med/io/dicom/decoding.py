@@ -26,11 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError, MachineError
-from unet_med.io.dicom_codecs import Frame, Outcome, StreamError, decode
+from unet_med.io.dicom.codecs import Frame, Outcome, StreamError, decode
 
 Array = npt.NDArray[Any]
 
-COMMAND = (sys.executable, "-P", "-c", "from unet_med.io.dicom_decoding import main; main()")
+COMMAND = (sys.executable, "-P", "-c", "from unet_med.io.dicom.decoding import main; main()")
 LARGEST_FRAME = 1 << 28
 """Bytes of a decoded frame; a larger one is refused."""
 

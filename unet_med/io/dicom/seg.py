@@ -27,10 +27,10 @@ from pydicom.encaps import generate_frames
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
-from unet_med.io import dicom_decoding as decoding
-from unet_med.io.dicom_codecs import RLE, Frame
-from unet_med.io.dicom_headers import EXPLICIT_BIG, NATIVE_SYNTAXES
-from unet_med.io.dicom_items import (
+from unet_med.io.dicom import decoding
+from unet_med.io.dicom.codecs import RLE, Frame
+from unet_med.io.dicom.headers import EXPLICIT_BIG, NATIVE_SYNTAXES
+from unet_med.io.dicom.items import (
     COPY_AGAIN,
     EXPORT_AGAIN,
     code_of,
@@ -45,8 +45,8 @@ from unet_med.io.dicom_items import (
     unit_vectors,
     whole_number,
 )
-from unet_med.io.dicom_pixels import missing_decoder
-from unet_med.io.slices import Annotation, LabelArray, Segment, SliceLayout, StoredSlice, Vector
+from unet_med.io.dicom.pixels import missing_decoder
+from unet_med.io.dicom.slices import Annotation, LabelArray, Segment, SliceLayout, StoredSlice, Vector
 from unet_med.io.source import SourceRef
 
 OFF_VOXELS = 0.1

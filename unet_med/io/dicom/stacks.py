@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
-from unet_med.io.dicom_headers import SPLIT_ORDER, SPLIT_TAGS, Header, SplitTag
-from unet_med.io.slices import Regrid
+from unet_med.io.dicom.headers import SPLIT_ORDER, SPLIT_TAGS, Header, SplitTag
+from unet_med.io.dicom.slices import Regrid
 from unet_med.io.source import IntakeOptions
 
 FloatArray = npt.NDArray[np.float64]

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError
-from unet_med.io.dicom_pixels import Slice, read_slices
-from unet_med.io.dicom_series import inspect_dicom
+from unet_med.io.dicom.pixels import Slice, read_slices
+from unet_med.io.dicom.series import inspect_dicom
+from unet_med.io.dicom.slices import Regrid, SliceLayout
 from unet_med.io.reading import FileSource, check_frame, refusing, whole
-from unet_med.io.slices import Regrid, SliceLayout
 from unet_med.volume import Region, Volume
 
 __all__ = ["DicomSource", "inspect_dicom"]
