@@ -375,7 +375,7 @@ _TOP = (
 _FOOT = (
     "<footer><p>Research use only. Series are named by their number and a keyed hash, whose key only this user has: "
     "the page tells no name, date or number of a patient. Its pictures are images of patients none the less. Each "
-    "shows the middle slice in true proportions; letters say where the patient's right (R), left (L), front (A), back (P), "
-    "head (S) and feet (I) are. <code>unet-med scan FOLDER --json FILE</code> writes beside its result a table, for "
-    f"this user alone, of the file of each slice. unet-med {__version__}.</p></footer>"
+    "shows the middle slice in true proportions; letters say where the patient's right (R), left (L), front (A), back "
+    "(P), head (S) and feet (I) are. <code>unet-med scan FOLDER --json FILE</code> writes beside its result a table, "
+    f"for this user alone, of the file of each slice. unet-med {__version__}.</p></footer>"
 )
