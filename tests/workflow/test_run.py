@@ -12,7 +12,7 @@ import torch
 import yaml
 from toy_set import PIPELINE, SPACING, toy_image, write_toy_set
 
-from unet_med.errors import NothingUsableError, UsageError
+from unet_med.errors import ConfigError, NothingUsableError, UsageError
 from unet_med.workflows.run import run
 
 
@@ -54,6 +54,12 @@ def test_nothing_is_written_into_the_input(place: Path) -> None:
     with pytest.raises(UsageError, match="inside the input folder"):
         run(place / "toy.yaml", place / "data", place / "data" / "OUT", device="cpu")
     assert not (place / "data" / "OUT").exists()
+
+
+def test_codes_that_a_format_misses_are_told_before_training(place: Path) -> None:
+    with pytest.raises(ConfigError, match="dicom-seg needs a code for each label"):
+        run(place / "toy.yaml", place / "data", place / "OUT", device="cpu", formats=["dicom-seg"])
+    assert not (place / "OUT" / "run").exists()
 
 
 def test_an_empty_folder_and_a_folder_without_labels(place: Path) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from unet_med import __version__
-from unet_med.bundle import read_bundle_info
+from unet_med.bundle import labels_of, read_bundle_info
+from unet_med.config import parse_config
 from unet_med.errors import UsageError
 from unet_med.inference.device import choose_device
 from unet_med.io.atomic import write_json
+from unet_med.io.export.choices import export_options
 from unet_med.io.export.formats import parse_formats
 from unet_med.io.source import IntakeOptions
 from unet_med.manifest import load_manifest
@@ -55,6 +57,7 @@ def run(
 
     Raises:
         UsageError: if ``out`` lies inside ``folder``, or there is no such format.
+        ConfigError: if a format needs codes of labels that nobody gave.
     """
     if out.resolve().is_relative_to(folder.resolve()):
         raise UsageError("the output folder lies inside the input folder", "--out", "choose a folder beside it")
@@ -67,6 +70,8 @@ def run(
         steps["manifest"] = make_manifest(folder, manifest, intake=intake)
     steps["check"] = check(manifest, None)
     steps["plan"] = plan(pipeline, manifest, overrides=overrides, device=choose_device(device).type)
+    planned = parse_config(steps["plan"].result["config"], "the plan")
+    export_options(labels_of(planned), formats)  # codes that a format misses are told before hours of training
     steps["train"] = train(
         pipeline,
         manifest,
