@@ -17,6 +17,7 @@ from unet_med.config import PipelineConfig, load_config
 from unet_med.errors import UsageError
 from unet_med.inference.device import choose_device, choose_precision, precision_name
 from unet_med.inference.estimate import WindowCost, estimate_case, measure_window
+from unet_med.io.dicom.pixels import missing_decoder
 from unet_med.io.discover import discover
 from unet_med.networks import build_network
 from unet_med.training.tracking import leftover_file_store
@@ -25,20 +26,22 @@ from unet_med.workflows.outcome import NOTHING_USABLE, Outcome
 from unet_med.workflows.progress import track
 
 _LIBRARIES = (
-    *("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "scikit-image", "tifffile", "imagecodecs"),
-    *("pillow", "mlflow", "pydantic", "typer", "safetensors"),
+    *("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "scikit-image", "tifffile"),
+    *("imagecodecs", "pillow", "mlflow", "pydantic", "typer", "safetensors"),
 )
 _CPU_FLAGS = ("avx2", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_tile", "amx_fp16")
 _GB = 1e9
 _LITTLE_DISK_GB = 5.0
 _DECODERS = {
-    "RLE Lossless": "1.2.840.10008.1.2.5",
-    "JPEG Baseline": "1.2.840.10008.1.2.4.50",
-    "JPEG Lossless": "1.2.840.10008.1.2.4.70",
-    "JPEG-LS": "1.2.840.10008.1.2.4.80",
-    "JPEG 2000": "1.2.840.10008.1.2.4.90",
-    "HTJ2K": "1.2.840.10008.1.2.4.201",
+    "RLE": ("1.2.840.10008.1.2.5", 16),
+    "JPEG": ("1.2.840.10008.1.2.4.50", 8),
+    "JPEG 12 bit": ("1.2.840.10008.1.2.4.51", 12),
+    "JPEG Lossless": ("1.2.840.10008.1.2.4.70", 16),
+    "JPEG-LS": ("1.2.840.10008.1.2.4.80", 16),
+    "JPEG 2000": ("1.2.840.10008.1.2.4.90", 16),
+    "HTJ2K": ("1.2.840.10008.1.2.4.201", 16),
 }
+"""Kinds of compressed DICOM: transfer syntax and bits of a pixel."""
 
 
 def doctor(target: str | None = None, input_: Path | None = None) -> Outcome:
@@ -85,7 +88,7 @@ def _machine() -> tuple[dict[str, Any], list[str]]:
     disk = shutil.disk_usage(Path.cwd())
     flags = _cpu_flags()
     libraries = {name: _version(name) for name in _LIBRARIES}
-    decoders = {name: _can_decode(uid) for name, uid in _DECODERS.items()}
+    decoders = {name: not missing_decoder(*syntax) for name, syntax in _DECODERS.items()}
     machine: dict[str, Any] = {
         "unet_med": __version__,
         "python": platform.python_version(),
@@ -162,12 +165,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _can_decode(uid: str) -> bool:
-    from pydicom.pixels.decoders.base import get_decoder
-
-    return get_decoder(uid).is_available
 
 
 # ---- a model on this machine -----------------------------------------------------------------------------------------
