@@ -101,6 +101,7 @@ class CaseFolder:
             raise
         finally:
             worker.stop()
+            self.journal.release_all()
         self.write_report()
 
     def report(self) -> dict[str, Any]:

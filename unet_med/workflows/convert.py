@@ -75,6 +75,7 @@ def convert(
     try:
         _work(journal, work)
     finally:
+        journal.release_all()
         report = _write_report(journal, discovery)
     states = [entry["status"] for entry in report["cases"]]
     code = DONE if all(state == "done" for state in states) else SOME_REFUSED if "done" in states else NOTHING_USABLE

@@ -68,6 +68,7 @@ class Journal:
         self._folder = out / FOLDER
         self._started = time.time()
         self._us = _process()
+        self._held: set[tuple[str, str]] = set()
         self._folder.mkdir(parents=True, exist_ok=True)
 
     # ---- finished cases -----------------------------------------------------------------------------------------
@@ -129,12 +130,14 @@ class Journal:
         """
         path = self._claim_file(case_id)
         token = secrets.token_hex(8)
+        self._held.add((case_id, token))
         if _create(path, self._claim_content(token, 0)):
             return self._begin(case_id, token, 0)
         held = _read(path)
-        if held is None or not self._is_dead(path, held):
-            return None
-        return self._take_over(case_id, held, token)
+        claim = self._take_over(case_id, held, token) if held is not None and self._is_dead(path, held) else None
+        if claim is None:
+            self._held.discard((case_id, token))
+        return claim
 
     def died(self, claim: Claim) -> Claim:
         """Counts one more death of the worker of a case that this process keeps."""
@@ -147,10 +150,20 @@ class Journal:
     def release(self, claim: Claim) -> None:
         """Gives a claim up and removes what was staged; safe to call again."""
         claim._stop.set()
-        shutil.rmtree(claim.staging, ignore_errors=True)
-        path = self._claim_file(claim.case_id)
+        self._give_up(claim.case_id, claim.token)
+        self._held.discard((claim.case_id, claim.token))
+
+    def release_all(self) -> None:
+        """Gives up what is still claimed: by an interruption between a claim and the work on it."""
+        for case_id, token in self._held:
+            self._give_up(case_id, token)
+        self._held.clear()
+
+    def _give_up(self, case_id: str, token: str) -> None:
+        shutil.rmtree(self._staging(case_id, token), ignore_errors=True)
+        path = self._claim_file(case_id)
         held = _read(path)
-        if held is not None and held.get("token") == claim.token:
+        if held is not None and held.get("token") == token:
             path.unlink(missing_ok=True)
 
     def tidy(self, case_id: str) -> None:
@@ -159,7 +172,7 @@ class Journal:
         held = _read(path) if path.exists() else None
         if held is None or not self._is_dead(path, held):
             return
-        shutil.rmtree(self._folder / f"{case_id}.{held.get('token')}.work", ignore_errors=True)
+        shutil.rmtree(self._staging(case_id, held.get("token")), ignore_errors=True)
         path.unlink(missing_ok=True)
 
     def is_claimed(self, case_id: str) -> bool:
@@ -194,12 +207,15 @@ class Journal:
         return {**self._us, "token": token, "deaths": deaths}
 
     def _begin(self, case_id: str, token: str, deaths: int) -> Claim:
-        staging = self._folder / f"{case_id}.{token}.work"
+        staging = self._staging(case_id, token)
         staging.mkdir(parents=True, exist_ok=True)
         stop = threading.Event()
         beat = threading.Thread(target=_beat, args=(self._claim_file(case_id), stop), daemon=True)
         beat.start()
         return Claim(case_id, token, deaths, staging, stop)
+
+    def _staging(self, case_id: str, token: object) -> Path:
+        return self._folder / f"{case_id}.{token}.work"
 
     def _is_dead(self, path: Path, held: Mapping[str, Any]) -> bool:
         if held.get("machine") == self._us["machine"]:
@@ -224,8 +240,7 @@ class Journal:
             now = _read(path)
             if now is None or now.get("token") != held.get("token"):
                 return None
-            for leftover in self._folder.glob(f"{case_id}.{held.get('token')}.work"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(self._staging(case_id, held.get("token")), ignore_errors=True)
             deaths = int(held.get("deaths", 0)) + 1
             write_json(path, self._claim_content(token, deaths), case_id)
         finally:

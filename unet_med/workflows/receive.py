@@ -146,7 +146,7 @@ def receive(
             _announce(host, bound, title, callers)
             return desk.work(inbox, once)
     finally:
-        journal.release(claim)
+        journal.release_all()
 
 
 @dataclass

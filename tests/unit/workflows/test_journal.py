@@ -197,6 +197,26 @@ def test_the_claim_of_a_finished_case_is_tidied_when_its_process_is_dead(tmp_pat
     journal.release(living)
 
 
+def test_an_interruption_in_the_middle_of_a_claim_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = open_job(tmp_path / "out", JOB, overwrite=False)
+    other = open_job(tmp_path / "out", JOB, overwrite=False).claim("b")
+    assert journal.claim("b") is None
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(journal_module, "Claim", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        journal.claim("a")
+    assert (tmp_path / "out" / "journal" / "a.claim.json").exists()
+    journal.release_all()
+    assert other is not None
+    left = {path.name for path in (tmp_path / "out" / "journal").iterdir()}
+    assert left == {"b.claim.json", other.staging.name}
+
+
 def test_a_claim_of_another_machine_dies_with_its_heartbeat(tmp_path: Path) -> None:
     journal = open_job(tmp_path / "out", JOB, overwrite=False)
     path = tmp_path / "out" / "journal" / "a.claim.json"
