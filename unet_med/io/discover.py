@@ -15,7 +15,7 @@ from typing import Any
 
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UsageError
 from unet_med.identity import unique_ids
-from unet_med.io.reading import refused_ref, refusing
+from unet_med.io.reading import COPY_FILE_AGAIN, refused_ref, refusing
 from unet_med.io.source import Discovery, IntakeOptions, Skipped, SourceRef
 from unet_med.volume import ImageSource
 
@@ -48,7 +48,6 @@ _ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zi
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin"})
-_COPY_AGAIN = "copy the file again from its origin"
 
 
 def discover(
@@ -298,7 +297,7 @@ def _is_dicom(path: Path) -> bool:
 def _inspect(path: Path, kind: str, options: IntakeOptions) -> list[SourceRef]:
     """Returns the sources of one file; a refused one when it cannot be read."""
     try:
-        with refusing("the file cannot be read", "", _COPY_AGAIN):
+        with refusing("the file cannot be read", "", COPY_FILE_AGAIN):
             return _inspector(kind)(path, options)
     except (InputRefusedError, MachineError) as error:
         refusal = InputRefusedError(error.what, error.where, error.remedy)

@@ -16,6 +16,7 @@ import SimpleITK
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import SHEAR_TOLERANCE, Geometry
 from unet_med.io.reading import (
+    COPY_FILE_AGAIN,
     FileSource,
     calibrated,
     check_frame,
@@ -32,7 +33,6 @@ from unet_med.io.source import IntakeOptions, SourceRef
 from unet_med.volume import Region, Volume
 
 _DAMAGED = "the file is damaged or truncated"
-_COPY_AGAIN = "copy the file again from its origin"
 _HEADER_BYTES = 2**20
 _DTYPES = {
     SimpleITK.sitkInt8: "int8",
@@ -81,7 +81,7 @@ def inspect_itk(path: Path, options: IntakeOptions = IntakeOptions()) -> list[So
     """Returns the one source of an NRRD, MHA or MHD file from its header; unusable with a reason where refused."""
     kind = "nrrd" if path.name.lower().endswith((".nrrd", ".nhdr")) else "mha"
     try:
-        with refusing(_DAMAGED, "", _COPY_AGAIN):
+        with refusing(_DAMAGED, "", COPY_FILE_AGAIN):
             return [_inspect(path, kind, options)]
     except InputRefusedError as error:
         return [refused_ref(path, kind, error)]
@@ -130,7 +130,7 @@ class ItkSource(FileSource):
         """
         check_frame(frame, 1, self.id)
         bounds = whole(region, self.geometry)
-        with refusing(_DAMAGED, self.id, _COPY_AGAIN):
+        with refusing(_DAMAGED, self.id, COPY_FILE_AGAIN):
             reader = _reader(self.ref.files[0])
             if region is not None:
                 reader.SetExtractIndex([part.start for part in bounds])
@@ -184,7 +184,9 @@ def _check_complete(header: _Header, expected: int) -> None:
         raise InputRefusedError("the file with the voxels is missing", remedy="copy it beside its header")
     present = header.data.stat().st_size - header.offset
     if present < expected:
-        raise InputRefusedError(f"the file is truncated: {present} of {expected} bytes are there", remedy=_COPY_AGAIN)
+        raise InputRefusedError(
+            f"the file is truncated: {present} of {expected} bytes are there", remedy=COPY_FILE_AGAIN
+        )
 
 
 def _read_nrrd(path: Path) -> _Header:

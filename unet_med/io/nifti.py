@@ -24,6 +24,7 @@ from nibabel.wrapstruct import WrapStructError
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import SHEAR_TOLERANCE, Geometry
 from unet_med.io.reading import (
+    COPY_FILE_AGAIN,
     FileSource,
     check_frame,
     native,
@@ -39,7 +40,6 @@ from unet_med.volume import Region, Volume
 _MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "micron": 1e-3, "meter": 1e3}
 _LETTERS = "IJKTUVW"
 _DAMAGED = "the NIfTI file is damaged or truncated"
-_COPY_AGAIN = "copy the file again from its origin"
 _NOTED_DIFFERENCE = 0.01
 """Difference of qform and sform, in voxels, that is worth a note."""
 
@@ -56,7 +56,7 @@ def inspect_nifti(path: Path, options: IntakeOptions = IntakeOptions()) -> list[
     axes = ""
     shape: tuple[int, ...] = ()
     try:
-        with refusing(_DAMAGED, "", _COPY_AGAIN, *_DECODER_FAULTS):
+        with refusing(_DAMAGED, "", COPY_FILE_AGAIN, *_DECODER_FAULTS):
             image = _open(path)
             shape = tuple(int(n) for n in image.shape)
             axes = _LETTERS[: len(shape)]
@@ -93,7 +93,7 @@ class NiftiSource(FileSource):
     @property
     def header(self) -> nib.Nifti1Header:
         """The file's own header, for masks that carry its forms and codes."""
-        with refusing(_DAMAGED, self.id, _COPY_AGAIN, *_DECODER_FAULTS):
+        with refusing(_DAMAGED, self.id, COPY_FILE_AGAIN, *_DECODER_FAULTS):
             return _open(self.ref.files[0]).header
 
     def read(self, region: Region | None = None, frame: int = 0) -> Volume:
@@ -104,7 +104,7 @@ class NiftiSource(FileSource):
         """
         check_frame(frame, 1, self.id)
         bounds = whole(region, self.geometry)
-        with refusing(_DAMAGED, self.id, _COPY_AGAIN, *_DECODER_FAULTS):
+        with refusing(_DAMAGED, self.id, COPY_FILE_AGAIN, *_DECODER_FAULTS):
             image = _open(self.ref.files[0])
             stored = self._stored(image, bounds, complete=region is None)
             values = _scaled(stored, image.dataobj.slope, image.dataobj.inter)
@@ -184,7 +184,7 @@ def _check_complete(path: Path, image: nib.Nifti1Image) -> None:
     present = _unpacked_size(path, expected) if packed else path.stat().st_size
     if present < expected:
         raise InputRefusedError(
-            f"the NIfTI file is truncated: {present} of {expected} bytes are there", remedy=_COPY_AGAIN
+            f"the NIfTI file is truncated: {present} of {expected} bytes are there", remedy=COPY_FILE_AGAIN
         )
 
 
@@ -208,7 +208,7 @@ def _unpacked_size(path: Path, expected: int) -> int:
     except (EOFError, OSError, zlib.error) as error:
         raise InputRefusedError(
             f"the NIfTI file is truncated or damaged: its compressed data break off ({size} bytes are there)",
-            remedy=_COPY_AGAIN,
+            remedy=COPY_FILE_AGAIN,
         ) from error
     return present
 

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from unet_med.errors import InputRefusedError
 from unet_med.io.reading import (
+    COPY_FILE_AGAIN,
     FileSource,
     calibrated,
     check_frame,
@@ -34,7 +35,6 @@ from unet_med.volume import Region, Volume
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DAMAGED = "the picture is damaged or truncated"
-_COPY_AGAIN = "copy the file again from its origin"
 _FAULTS = (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, struct.error)
 _ORIENTATION_TAG = 0x0112
 _GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -45,7 +45,7 @@ def inspect_picture(path: Path, options: IntakeOptions = IntakeOptions()) -> lis
     """Returns the one source of a PNG or JPEG file from its header; unusable with a reason where it is refused."""
     kind = "png" if _is_png(path) else "jpeg"
     try:
-        with refusing(_DAMAGED, "", _COPY_AGAIN, *_FAULTS):
+        with refusing(_DAMAGED, "", COPY_FILE_AGAIN, *_FAULTS):
             return [_inspect(path, kind, options)]
     except InputRefusedError as error:
         return [refused_ref(path, kind, error)]
@@ -111,7 +111,7 @@ class PictureSource(FileSource):
 
     def _decode(self, *, palette: bool) -> npt.NDArray[Any]:
         path = self.ref.files[0]
-        with refusing(_DAMAGED, self.id, _COPY_AGAIN, *_FAULTS, imagecodecs.PngError):
+        with refusing(_DAMAGED, self.id, COPY_FILE_AGAIN, *_FAULTS, imagecodecs.PngError):
             if self.ref.kind == "png" and _deep_samples(path):
                 return _columns_first(imagecodecs.png_decode(path.read_bytes()))
             with _opened(path) as image:
@@ -190,10 +190,10 @@ def _check_chunks(path: Path) -> None:
         while True:
             head = file.read(8)
             if len(head) < 8:
-                raise InputRefusedError("the picture is truncated", remedy=_COPY_AGAIN)
+                raise InputRefusedError("the picture is truncated", remedy=COPY_FILE_AGAIN)
             length, name = struct.unpack(">I4s", head)
             if file.tell() + length + 4 > size:
-                raise InputRefusedError("the picture is truncated", remedy=_COPY_AGAIN)
+                raise InputRefusedError("the picture is truncated", remedy=COPY_FILE_AGAIN)
             if name == b"IHDR":
                 width, height, depth, colour = struct.unpack(">IIBB", file.read(10))
                 file.seek(length - 10 + 4, 1)
@@ -205,5 +205,5 @@ def _check_chunks(path: Path) -> None:
                 break
     if promised > 1032 * packed + 1024:
         raise InputRefusedError(
-            f"the picture claims {width} x {height} pixels but holds only {packed} bytes", remedy=_COPY_AGAIN
+            f"the picture claims {width} x {height} pixels but holds only {packed} bytes", remedy=COPY_FILE_AGAIN
         )

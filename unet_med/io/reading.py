@@ -18,6 +18,8 @@ from unet_med.identity import safe_name, stem_of
 from unet_med.io.source import IntakeOptions, SourceRef
 from unet_med.volume import Region
 
+COPY_FILE_AGAIN = "copy the file again from its origin"
+
 _MM_PER_UNIT = {
     "m": 1e3,
     "meter": 1e3,

@@ -26,6 +26,7 @@ import tifffile
 
 from unet_med.errors import InputRefusedError
 from unet_med.io.reading import (
+    COPY_FILE_AGAIN,
     FileSource,
     calibrated,
     check_frame,
@@ -45,7 +46,6 @@ from unet_med.volume import Region, Volume
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its messages name files; what matters is refused here
 
 _DAMAGED = "the TIFF file is damaged or truncated"
-_COPY_AGAIN = "copy the file again from its origin"
 _FAULTS = (tifffile.TiffFileError, ElementTree.ParseError, struct.error)
 _FRAME_LETTERS = "TI"
 _CHANNEL_LETTERS = "CS"
@@ -65,7 +65,7 @@ def inspect_tiff(path: Path, options: IntakeOptions = IntakeOptions()) -> list[S
     A file that is a later part of an OME-TIFF set of several files gives none: the set is read through its first file.
     """
     try:
-        with refusing(_DAMAGED, "", _COPY_AGAIN, *_FAULTS), tifffile.TiffFile(path) as file:
+        with refusing(_DAMAGED, "", COPY_FILE_AGAIN, *_FAULTS), tifffile.TiffFile(path) as file:
             ome = _ome_root(file)
             if ome is not None and _is_partner(ome, path):
                 return []
@@ -129,7 +129,7 @@ class TiffSource(FileSource):
         """
         check_frame(frame, self.frames, self.id)
         bounds = whole(region, self.geometry)
-        with refusing(_DAMAGED, self.id, _COPY_AGAIN, *_FAULTS), tifffile.TiffFile(self.ref.files[0]) as file:
+        with refusing(_DAMAGED, self.id, COPY_FILE_AGAIN, *_FAULTS), tifffile.TiffFile(self.ref.files[0]) as file:
             series = file.series[int(self.ref.read_as.get("series", 0))]
             array = _select(file, series, self._index(bounds, frame))
             colours = _colour_samples(series, _count(self.ref.axes, self.ref.shape, "S"))
@@ -187,7 +187,7 @@ def _select(
 def _page(series: tifffile.TiffPageSeries, number: int) -> npt.NDArray[Any]:
     page = series.pages[number]
     if page is None:
-        raise InputRefusedError("a plane of the series is missing", remedy=_COPY_AGAIN)
+        raise InputRefusedError("a plane of the series is missing", remedy=COPY_FILE_AGAIN)
     handle = page.parent.filehandle  # of another file where the set has several
     if not handle.closed:
         return np.asarray(page.asarray())
@@ -403,7 +403,7 @@ def _check_complete(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) ->
     promised = int((file.imagej_metadata or {}).get("images", 1)) if file.is_imagej else 1
     if series.kind not in ("imagej", "ome") and promised > len(file.pages):
         raise InputRefusedError(
-            f"the TIFF stack is truncated: {len(file.pages)} of {promised} planes are there", remedy=_COPY_AGAIN
+            f"the TIFF stack is truncated: {len(file.pages)} of {promised} planes are there", remedy=COPY_FILE_AGAIN
         )
     if series.is_multifile:
         return
@@ -412,7 +412,7 @@ def _check_complete(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) ->
     if series.dataoffset is not None and series.dataoffset + expected > size:
         raise _truncated(size, series.dataoffset + expected)
     if expected > _ABSURD_BYTES and expected > _ABSURD_RATIO * size:
-        raise InputRefusedError(f"the TIFF file claims {expected} bytes but has {size}", remedy=_COPY_AGAIN)
+        raise InputRefusedError(f"the TIFF file claims {expected} bytes but has {size}", remedy=COPY_FILE_AGAIN)
     step = max(1, len(pages) // _PAGES_CHECKED)
     for number in {*range(0, len(pages), step), len(pages) - 1}:
         _check_segments(pages[number], series.keyframe, size)
@@ -422,7 +422,7 @@ def _check_segments(page: Any, keyframe: Any, size: int) -> None:
     """Checks that every strip or tile of a page lies inside the file."""
     offsets, counts = page.dataoffsets, page.databytecounts
     if len(offsets) < math.prod(keyframe.chunked) and not keyframe.is_contiguous:
-        raise InputRefusedError("strips or tiles of the TIFF file are missing", remedy=_COPY_AGAIN)
+        raise InputRefusedError("strips or tiles of the TIFF file are missing", remedy=COPY_FILE_AGAIN)
     ends = [offset + count for offset, count in zip(offsets, counts, strict=False)]
     if not ends or max(ends) > size:
         raise _truncated(size, max(ends, default=size + 1))
@@ -430,7 +430,7 @@ def _check_segments(page: Any, keyframe: Any, size: int) -> None:
 
 def _truncated(present: int, expected: int) -> InputRefusedError:
     return InputRefusedError(
-        f"the TIFF file is truncated: {present} of at least {expected} bytes are there", remedy=_COPY_AGAIN
+        f"the TIFF file is truncated: {present} of at least {expected} bytes are there", remedy=COPY_FILE_AGAIN
     )
 
 

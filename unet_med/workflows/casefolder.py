@@ -25,7 +25,7 @@ from unet_med.inference.worker import CaseJob
 from unet_med.io.atomic import whole_file, write_json
 from unet_med.io.cases import Case
 from unet_med.io.export.mask import ExportOptions
-from unet_med.io.export.sidecars import write_label_tables
+from unet_med.io.export.sidecars import RESEARCH_ONLY, write_label_tables
 from unet_med.manifest import ManifestCase
 from unet_med.workflows.journal import MAX_DEATHS, Claim, Journal, input_state
 
@@ -115,7 +115,7 @@ class CaseFolder:
         return {
             "tool": "unet-med",
             "version": __version__,
-            "use": "Research use only",
+            "use": RESEARCH_ONLY,
             "model_sha256": self.models[0].sha256,
             "also_sha256": [info.sha256 for info in self.models[1:]],
             "cases": cases,

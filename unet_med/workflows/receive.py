@@ -23,6 +23,7 @@ from unet_med.io.discover import discover
 from unet_med.io.export.choices import export_options
 from unet_med.io.export.formats import FORMATS
 from unet_med.io.export.mask import ExportOptions, SegType
+from unet_med.io.export.sidecars import RESEARCH_ONLY
 from unet_med.io.pacs.client import send_objects
 from unet_med.io.pacs.inbox import Arrived, Inbox, Limits
 from unet_med.io.pacs.listener import listening
@@ -313,7 +314,7 @@ class _Desk:
         return {
             "tool": "unet-med",
             "version": __version__,
-            "use": "Research use only",
+            "use": RESEARCH_ONLY,
             "model_sha256": self.info.sha256,
             "series": [{key: record.get(key) for key in keys} for record in records],
             "totals": {

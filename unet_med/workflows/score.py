@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,7 @@ def _sidecar_names(image: Path) -> dict[int, str]:
 # ---- scoring --------------------------------------------------------------------------------------------------------
 
 
-class _Scorer:
+class _Scorer(ABC):
     """Collects scored cases, and refusals with their reasons."""
 
     def __init__(self, tolerance_mm: float) -> None:
@@ -173,7 +174,7 @@ class _Scorer:
         self.refused: dict[str, str] = {}
         self.notes: list[str] = []
 
-    def prepare(self, pairs: Sequence[_Pair]) -> None:
+    def prepare(self, pairs: Sequence[_Pair]) -> None:  # noqa: B027 - objects need no preparation
         """Looks at the references before anything is scored."""
 
     def score(self, pair: _Pair) -> None:
@@ -194,9 +195,9 @@ class _Scorer:
         """Notes why a pair is not scored."""
         self.refused[pair.id] = f"{error.what}: {error.remedy}" if error.remedy else error.what
 
+    @abstractmethod
     def compare(self, pair: _Pair, mask: Array, truth: Array) -> dict[str, Any]:
         """Returns what :func:`unet_med.metrics.summarise` takes of one frame."""
-        raise NotImplementedError
 
 
 class _SemanticScorer(_Scorer):

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError, MachineError
+from unet_med.io.dicom import COPY_AGAIN
 from unet_med.io.dicom.codecs import Frame, Outcome, StreamError, decode
 
 Array = npt.NDArray[Any]
@@ -42,7 +43,6 @@ _PATIENCE = 5.0
 
 _START_SECONDS = 120.0
 _STARTS = 2
-_COPY_AGAIN = "copy the series again from its origin"
 
 _JOB = struct.Struct("<16sLLBBBQ")  # syntax, rows, columns, bits allocated, bits stored, signed, bytes
 _ANSWER = struct.Struct("<BQ")  # outcome, bytes
@@ -191,7 +191,7 @@ def _exactly(pipe: IO[bytes], size: int) -> bytearray | None:
 
 
 def _refusal(why: str) -> InputRefusedError:
-    return InputRefusedError(f"the pixels cannot be decoded: {why}", remedy=_COPY_AGAIN)
+    return InputRefusedError(f"the pixels cannot be decoded: {why}", remedy=COPY_AGAIN)
 
 
 _lock = threading.Lock()
@@ -215,7 +215,7 @@ class Batch:
         """
         if not 0 < frame.decoded_bytes <= LARGEST_FRAME:
             raise InputRefusedError(
-                f"a picture of {frame.columns} x {frame.rows} pixels is too large to decode", remedy=_COPY_AGAIN
+                f"a picture of {frame.columns} x {frame.rows} pixels is too large to decode", remedy=COPY_AGAIN
             )
         if self._decoder is None:
             self._decoder = _take()

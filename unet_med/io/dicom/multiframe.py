@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet_med.errors import InputRefusedError
-from unet_med.io.dicom import walker
+from unet_med.io.dicom import EXPORT_AGAIN, walker
 from unet_med.io.dicom.headers import (
     DIMENSIONS,
     FILE_NUMBER,
@@ -42,7 +42,6 @@ _MOST_BYTES = 512 * 1024 * 1024
 
 _MOST_VALUE = 4096
 _FIRST_READ = 256 * 1024
-_EXPORT_AGAIN = "export the series again from the archive or the scanner"
 _AS_SLICES = "export it as single-frame slices, or convert it to NIfTI with other software (for example dcm2niix)"
 
 _SHARED, _PER_FRAME = 0x52009229, 0x52009230
@@ -128,7 +127,7 @@ def frame_headers(header: Header, number: int = 1, first: int = 1) -> list[Heade
         raise InputRefusedError(
             f"{len(headers) - placed} of {len(headers)} frames have no position, orientation or pixel spacing",
             f"frame {lost} is the first",
-            _EXPORT_AGAIN + ", with its geometry",
+            EXPORT_AGAIN + ", with its geometry",
         )
     return headers
 
@@ -307,14 +306,14 @@ def _read_groups(header: Header) -> tuple[_Values, list[_Values], str]:
         shared, frames, order = _parsed(header)
     except (walker.NeedMoreError, walker.UnusualError, struct.error):
         raise InputRefusedError(
-            "the functional groups of a multi-frame file are damaged", remedy=_EXPORT_AGAIN
+            "the functional groups of a multi-frame file are damaged", remedy=EXPORT_AGAIN
         ) from None
     except OSError:
         raise InputRefusedError("a file cannot be read any more", remedy="check the disk, then run again") from None
     if len(frames) != header.frames:
         more = "or more " if len(frames) > header.frames else ""
         raise InputRefusedError(
-            f"a file of {header.frames} frames describes {len(frames)} {more}of them", remedy=_EXPORT_AGAIN
+            f"a file of {header.frames} frames describes {len(frames)} {more}of them", remedy=EXPORT_AGAIN
         )
     return shared, frames, order
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError
-from unet_med.io.dicom import codecs, decoding, walker
+from unet_med.io.dicom import COPY_AGAIN, EXPORT_AGAIN, codecs, decoding, walker
 from unet_med.io.dicom.headers import (
     DEFLATED,
     EXPLICIT_BIG,
@@ -67,8 +67,6 @@ _MOST_INFLATED = 3 << 28
 _BLOCK = 1 << 20
 _AHEAD = 6
 _SCAN_AGAIN = "scan the folder again"
-_COPY_AGAIN = "copy the series again from its origin"
-_EXPORT_AGAIN = "export the series again from the archive or the scanner"
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,10 +251,10 @@ class _PixelFile:
         if self.bits_allocated not in allowed or self.bits_stored > self.bits_allocated:
             raise InputRefusedError(
                 f"pixels of {self.bits_allocated} bits ({self.bits_stored} stored) cannot be read",
-                remedy=_EXPORT_AGAIN,
+                remedy=EXPORT_AGAIN,
             )
         if self.tag == _PIXELS and self.bits_stored <= self.short(_HIGH) < self.bits_allocated:
-            raise InputRefusedError("the pixels are not in the low bits of their words", remedy=_EXPORT_AGAIN)
+            raise InputRefusedError("the pixels are not in the low bits of their words", remedy=EXPORT_AGAIN)
 
     # ---- stored words
 
@@ -270,7 +268,7 @@ class _PixelFile:
         size = rows * columns * self.dtype.itemsize
         start = frame * size
         if self.length == walker.UNDEFINED or start + size > self.length or size > _MOST_BYTES:
-            raise InputRefusedError("the pixels are fewer than the header says", remedy=_COPY_AGAIN)
+            raise InputRefusedError("the pixels are fewer than the header says", remedy=COPY_AGAIN)
         if not self.swapped:
             return np.frombuffer(self.part(file, start, size), dtype=self.dtype).reshape(rows, columns)
         odd = start % 2  # words of two bytes run on from frame to frame
@@ -290,7 +288,7 @@ class _PixelFile:
             file.seek(self.at + start)
             data = file.read(size)
         if len(data) < size:
-            raise InputRefusedError("the file is truncated", remedy=_COPY_AGAIN)
+            raise InputRefusedError("the file is truncated", remedy=COPY_AGAIN)
         return data
 
     def compressed(self, file: BinaryIO, frame: int) -> codecs.Frame:
@@ -333,7 +331,7 @@ class _PixelFile:
             return stored.astype(np.float32)
         factor, offset = 1.0 if slope is None else slope, intercept or 0.0
         if not (abs(factor) > 0 and np.isfinite(factor) and np.isfinite(offset)):
-            raise InputRefusedError("the rescale slope or intercept is no usable number", remedy=_EXPORT_AGAIN)
+            raise InputRefusedError("the rescale slope or intercept is no usable number", remedy=EXPORT_AGAIN)
         if factor == 1 and offset == int(offset) and abs(offset) < 1 << 23 and stored.dtype.itemsize <= 2:
             return np.add(stored, np.float32(offset), dtype=np.float32)  # exact: every number has 24 bits at most
         values = np.empty(stored.shape, dtype=np.float32)
@@ -358,7 +356,7 @@ class _PixelFile:
     def _range(self, dtype: np.dtype[Any]) -> Array:
         """Returns the smallest and largest value that the pixels could store."""
         if dtype.kind == "f":
-            raise InputRefusedError("a MONOCHROME1 picture of floating-point values", remedy=_EXPORT_AGAIN)
+            raise InputRefusedError("a MONOCHROME1 picture of floating-point values", remedy=EXPORT_AGAIN)
         half = 1 << (self.bits_stored - 1)
         return np.array([-half, half - 1] if self.signed else [0, 2 * half - 1], dtype=dtype)
 
@@ -410,7 +408,7 @@ def _look(path: Path, file: BinaryIO) -> _PixelFile:
     except (walker.UnusualError, struct.error):
         found = _ask_pydicom(path)
     except walker.NeedMoreError:
-        raise InputRefusedError("the file is truncated", remedy=_COPY_AGAIN) from None
+        raise InputRefusedError("the file is truncated", remedy=COPY_AGAIN) from None
     if found is None:
         raise InputRefusedError("the file holds no pixels", remedy=_SCAN_AGAIN)
     if found.frames > 1:
@@ -440,7 +438,7 @@ def _walk(path: Path, file: BinaryIO, size: int) -> _PixelFile | None:
             at, inflated = window.at + value, None
             if syntax == DEFLATED:
                 if length > _MOST_INFLATED:
-                    raise InputRefusedError("deflated pixels of such a size are not read", remedy=_EXPORT_AGAIN)
+                    raise InputRefusedError("deflated pixels of such a size are not read", remedy=EXPORT_AGAIN)
                 at, inflated = 0, window.forward(value, length)
             pixels = _PixelFile(
                 *(path, values, frozenset(noted), encoding.order, syntax, tag, at, length), data=inflated
@@ -499,7 +497,7 @@ def _pydicom_reading(path: Path, tags: list[int]) -> Iterator[Dataset]:
     from unet_med.io.dicom.items import reading
 
     if path.stat().st_size > _MOST_BYTES:
-        raise InputRefusedError("an irregular file is too large to be read", remedy=_EXPORT_AGAIN)
+        raise InputRefusedError("an irregular file is too large to be read", remedy=EXPORT_AGAIN)
     with reading("the file cannot be read"):
         dataset = dcmread(io.BytesIO(path.read_bytes()), force=True, specific_tags=list(tags))
         if "TransferSyntaxUID" not in dataset.file_meta:
@@ -538,11 +536,11 @@ def _items(pixels: _PixelFile, file: BinaryIO) -> list[tuple[int, int]]:
         if tag == walker.SEQUENCE_END:
             break
         if tag != walker.ITEM or at + length > end:
-            raise InputRefusedError("the compressed pixels are truncated", remedy=_COPY_AGAIN)
+            raise InputRefusedError("the compressed pixels are truncated", remedy=COPY_AGAIN)
         found.append((at, length))
         at += length
     if len(found) < 2:
-        raise InputRefusedError("the file holds no compressed pixels", remedy=_COPY_AGAIN)
+        raise InputRefusedError("the file holds no compressed pixels", remedy=COPY_AGAIN)
     return found
 
 
@@ -564,6 +562,6 @@ def _items_of(pixels: _PixelFile, file: BinaryIO, frame: int) -> list[tuple[int,
         offsets = struct.unpack(f"<{table[1] // 4}L", pixels.part(file, table[0], table[1] // 4 * 4))
     numbers = {start - fragments[0][0]: number for number, (start, _) in enumerate(fragments)}
     if len(offsets) != pixels.frames or any(offset not in numbers for offset in offsets):
-        raise InputRefusedError("the file does not tell where its frames begin", remedy=_EXPORT_AGAIN)
+        raise InputRefusedError("the file does not tell where its frames begin", remedy=EXPORT_AGAIN)
     bounds = [*(numbers[offset] for offset in offsets), len(fragments)]
     return fragments[bounds[frame] : bounds[frame + 1]]

@@ -14,6 +14,7 @@ import numpy as np
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
 from unet_med.identity import series_id
+from unet_med.io.dicom import EXPORT_AGAIN
 from unet_med.io.dicom.annotations import inspect_annotations, is_annotation
 from unet_med.io.dicom.headers import STACK_ID, Damaged, Header, read_header
 from unet_med.io.dicom.multiframe import frame_headers, frames_text
@@ -68,7 +69,6 @@ _OBJECT_MODALITIES = {
 _LARGEST_STORED = 16
 _SEVERAL = 2
 _TOLD = 3
-_EXPORT_AGAIN = "export the series again from the archive or the scanner"
 
 
 def inspect_dicom(
@@ -314,10 +314,10 @@ class _Series:
             raise InputRefusedError(
                 f"pixels of {header.bits_allocated} bits ({header.bits_stored} stored) cannot be read",
                 _place(header),
-                _EXPORT_AGAIN,
+                EXPORT_AGAIN,
             )
         if header.slope is not None and not abs(header.slope) > 0:
-            raise InputRefusedError("the rescale slope is 0 or no number", _place(header), _EXPORT_AGAIN)
+            raise InputRefusedError("the rescale slope is 0 or no number", _place(header), EXPORT_AGAIN)
         if header.burned_in and self.modality in _MUST_HAVE_PLACE:
             raise InputRefusedError(
                 "text is burnt into the pixels, which may carry a name", _place(header), "give the original series"
@@ -344,7 +344,7 @@ class _Series:
                 if value is None
             ]
             raise InputRefusedError(
-                f"a slice has no {' and no '.join(lacks)}", _place(header), _EXPORT_AGAIN + ", with its geometry"
+                f"a slice has no {' and no '.join(lacks)}", _place(header), EXPORT_AGAIN + ", with its geometry"
             )
         return not header.has_place
 
@@ -451,7 +451,7 @@ class _Series:
             )
             remedy = "give the original series"
         elif self.modality in _MUST_HAVE_PLACE:
-            remedy = _EXPORT_AGAIN + ", with its geometry"
+            remedy = EXPORT_AGAIN + ", with its geometry"
         ref = self._refused([header], InputRefusedError(what, remedy=remedy), suffix if len(self.headers) > 1 else "")
         return replace(ref, shape=(header.columns, header.rows, header.frames))
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError
+from unet_med.io.dicom import COPY_AGAIN, EXPORT_AGAIN
 from unet_med.io.dicom.pixels import Slice, read_slices
 from unet_med.io.dicom.series import inspect_dicom
 from unet_med.io.dicom.slices import Regrid, SliceLayout
@@ -26,9 +27,6 @@ from unet_med.volume import Region, Volume
 __all__ = ["DicomSource", "inspect_dicom"]
 
 FloatArray = npt.NDArray[np.float32]
-
-_EXPORT_AGAIN = "export the series again from the archive or the scanner"
-_COPY_AGAIN = "copy the series again from its origin"
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ class DicomSource(FileSource):
             for number in numbers:
                 where = f"{self.id}, slice {number + 1} of {len(places)}"
                 try:
-                    with refusing("the pixels cannot be decoded", where, _COPY_AGAIN):
+                    with refusing("the pixels cannot be decoded", where, COPY_AGAIN):
                         one = next(slices)
                 except InputRefusedError as error:
                     if error.where:
@@ -168,5 +166,5 @@ class DicomSource(FileSource):
 
     def _remember(self, lowest: float, padded: int, total: int) -> None:
         if not np.isfinite(lowest):
-            raise InputRefusedError("the series holds nothing but padding", self.id, _EXPORT_AGAIN)
+            raise InputRefusedError("the series holds nothing but padding", self.id, EXPORT_AGAIN)
         self._lowest.update(value=lowest, share=padded / total)

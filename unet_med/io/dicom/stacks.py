@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
+from unet_med.io.dicom import EXPORT_AGAIN
 from unet_med.io.dicom.headers import SPLIT_ORDER, SPLIT_TAGS, Header, SplitTag
 from unet_med.io.dicom.slices import Regrid
 from unet_med.io.source import IntakeOptions
@@ -68,8 +69,6 @@ _KNOWN_TYPES = frozenset(
     }
 )
 """Words of ImageType that may be printed; anything else there could be free text."""
-
-_EXPORT_AGAIN = "export the series again from the archive or the scanner"
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ def _check_no_strays(group: Sequence[Header], stack: Sequence[Header]) -> None:
             raise InputRefusedError(
                 "one slice differs in size, orientation, pixel spacing or kind from its neighbours",
                 f"at {strays[0]:.2f} mm along the slice normal",
-                _EXPORT_AGAIN,
+                EXPORT_AGAIN,
             )
 
 
@@ -434,7 +433,7 @@ def _directions(header: Header) -> tuple[FloatArray, FloatArray]:
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if max(abs(length - 1.0) for length in lengths) > 1e-2 or abs(float(row @ column)) > 1e-3:
         raise InputRefusedError(
-            "the slice orientation in the header is no pair of perpendicular unit vectors", remedy=_EXPORT_AGAIN
+            "the slice orientation in the header is no pair of perpendicular unit vectors", remedy=EXPORT_AGAIN
         )
     row = row / lengths[0]
     column = column - (column @ row) * row
@@ -510,7 +509,7 @@ def _planes(along: FloatArray, origin: float, options: IntakeOptions) -> _Planes
     what, where = f"{missing} slice{'s are' if missing > 1 else ' is'} missing", f"{_some(gaps)} along the slice normal"
     if not options.allow_gaps:
         raise InputRefusedError(
-            what, where, f"add the missing files, {_EXPORT_AGAIN}, or fill gaps by interpolation with --allow-gaps"
+            what, where, f"add the missing files, {EXPORT_AGAIN}, or fill gaps by interpolation with --allow-gaps"
         )
     _check_density(count, len(along), where)
     return _Planes(heights, count, step, (f"{what}: filled by linear interpolation, {where}",), ("allow_gaps",))
@@ -606,7 +605,7 @@ def _shifts(
     ):
         raise InputRefusedError(
             f"the slices are not above each other: {what}",
-            remedy=f"{_EXPORT_AGAIN}; slices of different centres, or steeply slanted ones, make no volume",
+            remedy=f"{EXPORT_AGAIN}; slices of different centres, or steeply slanted ones, make no volume",
         )
     tilt = f"the stack is tilted by {angle:.2f} degrees (gantry tilt)"
     if not options.untilt:

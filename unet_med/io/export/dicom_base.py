@@ -50,6 +50,7 @@ from unet_med.geometry import CORNER_TOLERANCE_MM, Geometry
 from unet_med.identity import keyed_hash, user_key
 from unet_med.io.dicom.slices import LabelArray, SliceLayout, StoredSlice
 from unet_med.io.export.mask import MaskExport, ReadBack
+from unet_med.io.export.sidecars import RESEARCH_ONLY
 from unet_med.io.export.stamp import stamp
 from unet_med.io.reading import refusing
 from unet_med.labels import Label
@@ -57,7 +58,6 @@ from unet_med.version import __version__
 
 FloatArray = npt.NDArray[np.float64]
 
-RESEARCH_ONLY = "Research use only"
 MAKER = "unet-med"
 REPORT = "report this together with `unet-med scan --json`"
 

@@ -25,7 +25,6 @@ from unet_med.io.dicom.source import DicomSource
 from unet_med.io.export.dicom_base import (
     MAKER,
     REPORT,
-    RESEARCH_ONLY,
     FloatArray,
     SourceSeries,
     code_item,
@@ -42,6 +41,7 @@ from unet_med.io.export.dicom_base import (
     today,
 )
 from unet_med.io.export.mask import MaskExport
+from unet_med.io.export.sidecars import RESEARCH_ONLY
 from unet_med.labels import LabelMap
 
 KIND = "dicom-sc"

@@ -26,7 +26,6 @@ from unet_med.errors import InputRefusedError
 from unet_med.io.export.dicom_base import (
     MAKER,
     REPORT,
-    RESEARCH_ONLY,
     FloatArray,
     FoundSlice,
     SourceSeries,
@@ -45,6 +44,7 @@ from unet_med.io.export.dicom_base import (
     today,
 )
 from unet_med.io.export.mask import MaskExport
+from unet_med.io.export.sidecars import RESEARCH_ONLY
 from unet_med.labels import Code, Label
 from unet_med.version import __version__
 

@@ -23,7 +23,6 @@ from unet_med.io.export import dicom_seg
 from unet_med.io.export.dicom_base import (
     MAKER,
     REPORT,
-    RESEARCH_ONLY,
     SourceSeries,
     device_serial,
     finish,
@@ -33,6 +32,7 @@ from unet_med.io.export.dicom_base import (
     today,
 )
 from unet_med.io.export.mask import MaskExport
+from unet_med.io.export.sidecars import RESEARCH_ONLY
 from unet_med.labels import Code, Label, LabelCode
 from unet_med.version import __version__
 

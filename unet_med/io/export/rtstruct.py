@@ -34,7 +34,6 @@ from unet_med.geometry import CORNER_TOLERANCE_MM
 from unet_med.io.export.dicom_base import (
     MAKER,
     REPORT,
-    RESEARCH_ONLY,
     FloatArray,
     FoundSlice,
     SourceSeries,
@@ -52,6 +51,7 @@ from unet_med.io.export.dicom_base import (
     today,
 )
 from unet_med.io.export.mask import MaskExport
+from unet_med.io.export.sidecars import RESEARCH_ONLY
 from unet_med.labels import Label
 
 KIND = "rtstruct"
