@@ -7,7 +7,7 @@ supervision) follow Isensee et al., nnU-Net, Nature Methods 2021.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -82,6 +82,29 @@ class UNet(nn.Module):
         Raises:
             ModelError: if the channels or the spatial size do not fit this network.
         """
+        logits: list[Tensor] = []
+        for level, features in self._decoded(x, len(self.heads) if self.training else 1):
+            logits.insert(0, self.heads[level](features))
+        return tuple(logits) if self.training and self.layout.deep_supervision else logits[0]
+
+    def features(self, x: Tensor) -> Tensor:
+        """Maps (N, C, *patch + 2 * context) to what the finest head sees, (N, features[0], *patch).
+
+        ``head`` is a 1x1 convolution and therefore linear: blending the features of overlapping windows and applying
+        it afterwards gives the same logits as blending logits.
+
+        Raises:
+            ModelError: as :meth:`forward`.
+        """
+        return next(features for _, features in self._decoded(x, 1))
+
+    @property
+    def head(self) -> nn.Module:
+        """The 1x1 convolution from the features of the finest level to the logits."""
+        return self.heads[0]
+
+    def _decoded(self, x: Tensor, wanted: int) -> Iterator[tuple[int, Tensor]]:
+        """Yields level and features of the ``wanted`` finest levels of the decoder, the coarsest of them first."""
         self._check(x)
         x = _channels_last(x)
         skips: list[Tensor] = []
@@ -89,15 +112,12 @@ class UNet(nn.Module):
             x = block(x)
             skips.append(x)
         x = self.dropout(skips.pop())
-        logits: list[Tensor] = []
-        wanted = len(self.heads) if self.training else 1
         for level in range(len(self.decoder) - 1, -1, -1):
             x = self.upsampling[level](x)
             joined = torch.cat((_centre_crop(skips.pop(), x), x), dim=1)
             x = self.decoder[level](_channels_last(joined))
             if level < wanted:
-                logits.insert(0, self.heads[level](x))
-        return tuple(logits) if self.training and self.layout.deep_supervision else logits[0]
+                yield level, x
 
     def _check(self, x: Tensor) -> None:
         layout = self.layout
