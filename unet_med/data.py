@@ -313,10 +313,26 @@ def _draw_centre(
 
 
 def patch_loader(
-    dataset: PatchDataset, batch_size: int, first_step: int, last_step: int, workers: int
+    dataset: PatchDataset,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Yields the batches of steps ``first_step`` to ``last_step - 1``; the same ones for any number of workers."""
-    batches = [list(range(step * batch_size, (step + 1) * batch_size)) for step in range(first_step, last_step)]
+    """Yields the batches of steps ``first_step`` to ``last_step - 1``; the same ones for any number of workers.
+
+    Args:
+        dataset: Where samples come from.
+        batch_size: Samples of one step, all processes together.
+        first_step: The first step, counted from 0.
+        last_step: The step before which it ends.
+        workers: Processes that prepare samples; 0: this one.
+        rank: Number of this process among those that share each step; it gets every ``world``-th sample of a batch.
+        world: How many they are.
+    """
+    batches = [range(step * batch_size + rank, (step + 1) * batch_size, world) for step in range(first_step, last_step)]
     loader = DataLoader(
         dataset,
         batch_sampler=batches,

@@ -12,7 +12,7 @@ time. The focal term of exclusive labels is a mean over voxels, as cross-entropy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,27 +50,37 @@ _KINDS = {
 }
 
 
-def build_loss(loss: Loss, labels: LabelMap) -> SegmentationLoss:
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over the processes that share a batch, and is differentiable."""
+
+
+def build_loss(loss: Loss, labels: LabelMap, reduce: Reduce | None = None) -> SegmentationLoss:
     """Builds the loss for a task.
 
     Args:
         loss: Resolved (``class_weights`` is no ``auto``).
         labels: Says how many outputs there are and whether they overlap.
+        reduce: Where processes share a batch, sums over them; see :class:`SegmentationLoss`.
 
     Raises:
         ConfigError: if the class weights do not fit the outputs.
     """
-    return SegmentationLoss(loss, labels)
+    return SegmentationLoss(loss, labels, reduce)
 
 
 class SegmentationLoss(nn.Module):
-    """Overlap and pixel terms over all levels of deep supervision; call it as :meth:`forward` says."""
+    """Overlap and pixel terms over all levels of deep supervision; call it as :meth:`forward` says.
+
+    Where processes share a batch, each calls it with its own samples. The sums that the loss is made of then go through
+    ``reduce``, so that the *mean* over the processes of the values, and of the gradients, is that of the whole batch.
+    """
 
     membership: Tensor
     class_weights: Tensor
 
-    def __init__(self, loss: Loss, labels: LabelMap) -> None:
+    def __init__(self, loss: Loss, labels: LabelMap, reduce: Reduce | None = None) -> None:
         super().__init__()
+        self.reduce = reduce
         self.config = loss
         self.terms = _KINDS[loss.kind]
         self.exclusive = not labels.regions
@@ -119,7 +129,7 @@ class SegmentationLoss(nn.Module):
         if self.terms.pixel is not None:
             weights = self._voxel_weights(target, weight)
             surprise = self._surprise(logits, log_p, target, truth)
-            value = self._focal(surprise, weights) if self.terms.pixel == "focal" else _mean(surprise, weights)
+            value = self._focal(surprise, weights) if self.terms.pixel == "focal" else self._mean(surprise, weights)
             found.append((self.terms.pixel, value, self.config.pixel_weight if both else 1.0))
         return found
 
@@ -128,12 +138,16 @@ class SegmentationLoss(nn.Module):
         if self.exclusive and not self.config.include_background:
             p, truth = p[:, 1:], truth[:, 1:]
         axes = [axis for axis in range(p.dim()) if axis != 1 and (axis != 0 or self.config.batch_dice)]
-        hits = (p * truth).sum(axes)
+        sums = torch.stack([(p * truth).sum(axes), p.sum(axes), truth.sum(axes)])
+        hits, found, real = self.reduce(sums) if self.reduce and self.config.batch_dice else sums
         false_positive_weight, false_negative_weight = self.penalties[kind]
-        misses = false_positive_weight * (p.sum(axes) - hits) + false_negative_weight * (truth.sum(axes) - hits)
+        misses = false_positive_weight * (found - hits) + false_negative_weight * (real - hits)
         # MONAI counts 2 TP in Dice and Jaccard and TP in Tversky; the smoothing is relative to that.
         smooth = SMOOTH if kind == "tversky" else SMOOTH / 2
-        return (1 - (hits + smooth) / (hits + misses + smooth)).mean()
+        values: Tensor = 1 - (hits + smooth) / (hits + misses + smooth)
+        if self.config.batch_dice:
+            return values.mean()
+        return values.sum() / self._shared(values.new_tensor(values.numel()))
 
     def _surprise(self, logits: Tensor, log_p: Tensor, target: Tensor, truth: Tensor) -> Tensor:
         """Returns -log of the probability given to what is true: (N, *s), or (N, regions, *s) for regions."""
@@ -154,16 +168,22 @@ class SegmentationLoss(nn.Module):
         """Returns the focal loss (Lin et al. 2017): what is already known well counts little."""
         gamma = self.config.focal_gamma
         if gamma == 0:
-            return (surprise * weights).mean()
+            return (surprise * weights).sum() / self._shared(surprise.new_tensor(surprise.numel()))
         # Below gamma 1 the power has no slope at 0, where the loss itself is flat.
         doubt = (-torch.expm1(-surprise)).clamp_min(1e-7)
-        return (doubt.pow(gamma) * surprise * weights).mean()
+        return (doubt.pow(gamma) * surprise * weights).sum() / self._shared(surprise.new_tensor(surprise.numel()))
 
+    def _mean(self, values: Tensor, weights: Tensor) -> Tensor:
+        """Returns the weighted mean; 0 where nothing has weight."""
+        weights = weights.expand_as(values)
+        return (values * weights).sum() / self._shared(weights.sum()).clamp_min(torch.finfo(torch.float32).tiny)
 
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Returns the weighted mean; 0 where nothing has weight."""
-    weights = weights.expand_as(values)
-    return (values * weights).sum() / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    def _shared(self, normaliser: Tensor) -> Tensor:
+        """Returns the mean of a normaliser over the processes that share a batch."""
+        if self.reduce is None:
+            return normaliser
+        total, processes = self.reduce(torch.stack([normaliser, torch.ones_like(normaliser)])).unbind()
+        return total / processes
 
 
 def _nearest(target: Tensor, shape: Sequence[int]) -> Tensor:

@@ -117,6 +117,45 @@ def test_half_precision_logits_give_a_float32_loss() -> None:
     assert logits.grad.dtype == torch.bfloat16
 
 
+class _InTurn:
+    """Sums over processes, all of which are this one: called process after process, first to learn the sums."""
+
+    def __init__(self) -> None:
+        self.sums: list[torch.Tensor] = []
+        self.calls: int | None = None
+
+    def learn(self, values: torch.Tensor) -> torch.Tensor:
+        self.sums.append(values)
+        return values
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        assert self.calls is not None
+        half = len(self.sums) // 2
+        mine = self.calls % half
+        self.calls += 1
+        return self.sums[mine] + self.sums[half + mine]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["softmax", "regions"])
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_processes_that_share_a_batch_have_its_loss(kind: str, labels: LabelMap, batch_dice: bool) -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(5, labels.outputs, 6, 7, requires_grad=True), torch.randint(0, 3, (5, 6, 7))
+    weight = torch.rand(5, 6, 7) if kind.startswith("border") else None
+    settings = config(kind, batch_dice=batch_dice, class_weights=(0.3, 1.0, 2.0)[: labels.outputs])
+    whole = build_loss(settings, labels)(logits, target, weight)
+    processes = _InTurn()
+    shared = build_loss(settings, labels, processes.learn)
+    shares = [(logits[rank::2], target[rank::2], None if weight is None else weight[rank::2]) for rank in range(2)]
+    for share in shares:
+        shared(*share)
+    processes.calls, shared.reduce = 0, processes.sum
+    parts = torch.stack([shared(*share) for share in shares])
+    torch.testing.assert_close(parts.mean(), whole)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in (parts.mean(), whole)))
+
+
 @pytest.mark.parametrize(
     ("weights", "labels", "says"),
     [

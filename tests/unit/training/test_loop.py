@@ -205,6 +205,16 @@ def test_samples_do_not_depend_on_workers_and_hold_the_foreground_share(tmp_path
     assert all(shares)
 
 
+def test_processes_share_the_samples_of_each_step(tmp_path: Path) -> None:
+    dataset = PatchDataset(toy_cases(tmp_path), toy_config())
+    whole = list(patch_loader(dataset, 5, 2, 4, 0))
+    ranks = [list(patch_loader(dataset, 5, 2, 4, 0, rank, 2)) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        for rank in range(2):
+            for name, values in ranks[rank][step].items():
+                torch.testing.assert_close(values, batch[name][rank::2], rtol=0, atol=0)
+
+
 def test_every_case_is_seen_once_in_a_pass(tmp_path: Path) -> None:
     dataset = PatchDataset(toy_cases(tmp_path), toy_config())
     for turn in range(3):
