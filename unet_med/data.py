@@ -332,7 +332,9 @@ def patch_loader(
         rank: Number of this process among those that share each step; it gets every ``world``-th sample of a batch.
         world: How many they are.
     """
-    batches = [range(step * batch_size + rank, (step + 1) * batch_size, world) for step in range(first_step, last_step)]
+    batches = [
+        list(range(step * batch_size + rank, (step + 1) * batch_size, world)) for step in range(first_step, last_step)
+    ]
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
