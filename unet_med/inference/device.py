@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+import psutil
 import torch
 
 from unet_med.errors import UsageError
@@ -74,6 +75,19 @@ def cpu_has_bf16() -> bool:
 def precision_name(dtype: torch.dtype) -> str:
     """Returns ``fp32``, ``bf16`` or ``fp16``."""
     return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Returns the bytes that a program can still take on a device; ``None`` where the device does not tell.
+
+    What torch holds of a card without using it counts as free.
+    """
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().available)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return None
 
 
 def _has_mps() -> bool:
