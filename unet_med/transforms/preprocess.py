@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 
 from unet_med.config import ChannelNormalisation, PipelineConfig
 from unet_med.errors import ConfigError, InputRefusedError, ModelError
 from unet_med.geometry import Geometry, reorient
+from unet_med.transforms.resample import GridChange
 from unet_med.volume import Region, Volume
 
 ANISOTROPY_RATIO = 3.0
@@ -31,20 +31,35 @@ OUTSIDE_LOGIT = 30.0
 class Prepared:
     """An image ready for the network, with all that is needed to go back.
 
+    Nothing of it is held at full size: a slab is normalised and resampled when it is asked for.
+
     Attributes:
-        array: (C, I, J[, K]) float32 on the network's grid.
         geometry: The network's grid.
         reference: The grid the image came on.
         order, flips: How the axes were turned (see :func:`unet_med.geometry.reorient`).
         box: The part of the turned image that was kept.
     """
 
-    array: npt.NDArray[np.float32]
     geometry: Geometry
     reference: Geometry
     order: tuple[int, ...]
     flips: tuple[bool, ...]
     box: Region
+    _source: torch.Tensor
+    _change: GridChange
+
+    def slab(self, axis: int, start: int, stop: int) -> torch.Tensor:
+        """Returns the rows [start, stop) along a spatial axis: (C, *grid) float32, the other axes whole.
+
+        However the grid is cut, a voxel gets the same value (to rounding of float32 where it is resampled).
+        """
+        lo, hi = self._change.support(axis, start, stop)
+        return self._change.slab(self._source.narrow(axis + 1, lo, hi - lo), axis, start, stop)
+
+    @property
+    def array(self) -> npt.NDArray[np.float32]:
+        """All of it: (C, I, J[, K]) float32."""
+        return np.ascontiguousarray(self.slab(0, 0, self.geometry.shape[0]).numpy())
 
 
 class Preprocessor:
@@ -89,11 +104,9 @@ class Preprocessor:
         ]
         kept = geometry.crop(box)
         grid = self._network_grid(kept)
-        if grid.shape != kept.shape:
-            channels = [_resample(c, grid.shape, _coarse_axis(kept, grid), self._image_order) for c in channels]
-        return Prepared(
-            np.ascontiguousarray(np.stack(channels), dtype=np.float32), grid, volume.geometry, order, flips, box
-        )
+        source = torch.from_numpy(np.ascontiguousarray(np.stack(channels), dtype=np.float32))
+        change = GridChange(kept.shape, grid.shape, self._image_order, _coarse_axis(kept, grid))
+        return Prepared(grid, volume.geometry, order, flips, box, source, change)
 
     def prepare_label(self, label: npt.NDArray[np.integer[Any]], prepared: Prepared) -> npt.NDArray[np.integer[Any]]:
         """Brings labels (I, J[, K]) from the reference grid to the network's; linear per label, then the largest."""
@@ -186,21 +199,6 @@ def _coarse_axis(kept: Geometry, grid: Geometry) -> int | None:
         if spacing is not None and geometry.ndim == 3 and max(spacing) / min(spacing) > ANISOTROPY_RATIO:
             return int(np.argmax(spacing))
     return None
-
-
-def _resample(
-    channel: npt.NDArray[np.float32], shape: tuple[int, ...], coarse: int | None, order: int
-) -> npt.NDArray[np.float32]:
-    """Spline resampling between two grids that cover the same box (voxel faces aligned)."""
-    if coarse is not None and shape[coarse] != channel.shape[coarse]:
-        scale = channel.shape[coarse] / shape[coarse]
-        nearest = np.floor((np.arange(shape[coarse]) + 0.5) * scale).astype(int).clip(0, channel.shape[coarse] - 1)
-        channel = channel.take(nearest, axis=coarse)
-    if channel.shape == shape:
-        return channel
-    zoom = [target / own for target, own in zip(shape, channel.shape, strict=True)]
-    resampled = ndimage.zoom(channel, zoom, order=order, mode="nearest", grid_mode=True)
-    return np.asarray(resampled, dtype=np.float32).reshape(shape)
 
 
 def _interpolate(stack: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
