@@ -66,6 +66,10 @@ class Layout:
         """Returns the voxels that the convolutions of one pass through a level take away along an axis."""
         return 0 if self.padded else self.convolutions * (self.kernels[level][axis] - 1)
 
+    def crop(self, level: int, axis: int) -> int:
+        """Returns the voxels, on each side, that the skip connection of a level has more than what comes from below."""
+        return self._border(level + 1, axis) * self.strides[level + 1][axis]
+
     def sizes(self, axis: int, bottleneck: int) -> tuple[int, int]:
         """Returns the input and output voxels along an axis of a network whose bottleneck puts out this many."""
         last = self.levels - 1
@@ -79,8 +83,7 @@ class Layout:
 
     def context(self) -> tuple[int, ...]:
         """Returns the voxels that the input has more than the output, on each side."""
-        margins = [self.sizes(axis, 1) for axis in range(self.dims)]
-        return tuple((entering - leaving) // 2 for entering, leaving in margins)
+        return tuple(self._border(0, axis) for axis in range(self.dims))
 
     def admissible(self, patch: Sequence[int]) -> tuple[int, ...]:
         """Returns the smallest output patch that is nowhere smaller than ``patch`` and that the strides allow."""
@@ -88,6 +91,12 @@ class Layout:
         if self.norm != "none" and prod(bottleneck) == 1:
             bottleneck = [2] * self.dims  # the variance of a single voxel is no statistic
         return tuple(self.sizes(axis, size)[1] for axis, size in enumerate(bottleneck))
+
+    def _border(self, level: int, axis: int) -> int:
+        """Voxels, on each side, that enter a level beyond those that leave it on the way up."""
+        if level == self.levels - 1:
+            return self.shrinkage(level, axis) // 2
+        return self.crop(level, axis) + self.shrinkage(level, axis)
 
     def _bottleneck(self, axis: int, size: int) -> int:
         smallest = self.sizes(axis, 1)[1]

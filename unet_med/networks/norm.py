@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from unet_med.networks.tracing import is_tracing
+
 EPSILON = 1e-5
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -75,10 +77,14 @@ def instance_norm_act(x: Tensor, weight: Tensor, bias: Tensor, slope: float = 1.
     Returns:
         (N, C, *s) of the dtype of ``x``, equal to ``F.leaky_relu(F.instance_norm(x, ...), slope)``.
     """
-    if _is_fast(x):
-        out: Tensor = _InstanceNormAct.apply(x, weight, bias, eps, slope)  # type: ignore[no-untyped-call]
+    out: Tensor
+    if is_tracing():
+        out = torch.instance_norm(x, weight, bias, None, None, True, 0.0, eps, False)  # F. checks the shape in Python
+    elif _is_fast(x):
+        out = _InstanceNormAct.apply(x, weight, bias, eps, slope)  # type: ignore[no-untyped-call]
         return out
-    out = F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+    else:
+        out = F.instance_norm(x, weight=weight, bias=bias, eps=eps)
     return out if slope == 1.0 else F.leaky_relu(out, slope, inplace=True)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unet_med.errors import ModelError
 from unet_med.networks.layout import Layout
 from unet_med.networks.norm import InstanceNormAct
+from unet_med.networks.tracing import is_tracing
 
 _TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -39,11 +40,15 @@ class _Convolution3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, C, *s) to (N, features, *s)."""
-        alone = len(input) == 1 and input.device.type == "cpu" and input.dtype == torch.float32
-        if not alone or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not _HAS_ONEDNN:
+        own_choice = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or is_tracing()
+        if own_choice or not _HAS_ONEDNN or not _is_single_on_cpu(input):
             return super().forward(input)
         weight, bias = self.weight, self.bias
         return torch.mkldnn_convolution(input, weight, bias, self.padding, self.stride, self.dilation, self.groups)
+
+
+def _is_single_on_cpu(x: Tensor) -> bool:
+    return len(x) == 1 and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 _CONVOLUTION: dict[int, Any] = {2: nn.Conv2d, 3: _Convolution3d}
@@ -71,6 +76,7 @@ class UNet(nn.Module):
         self.encoder = nn.ModuleList(_Level(layout, level, entering[level]) for level in range(layout.levels))
         self.dropout = nn.Dropout(layout.dropout)
         above = range(layout.levels - 1)
+        self.crops = [tuple(layout.crop(level, axis) for axis in range(layout.dims)) for level in above]
         self.upsampling = nn.ModuleList(_Upsampling(layout, level) for level in above)
         self.decoder = nn.ModuleList(_Level(layout, level, 2 * features[level], decoder=True) for level in above)
         self.heads = nn.ModuleList(_CONVOLUTION[layout.dims](features[n], outputs, 1) for n in range(layout.heads))
@@ -105,7 +111,8 @@ class UNet(nn.Module):
 
     def _decoded(self, x: Tensor, wanted: int) -> Iterator[tuple[int, Tensor]]:
         """Yields level and features of the ``wanted`` finest levels of the decoder, the coarsest of them first."""
-        self._check(x)
+        if not is_tracing():  # a trace records no checks, and layouts are the business of what runs it
+            self._check(x)
         x = _channels_last(x)
         skips: list[Tensor] = []
         for block in self.encoder:
@@ -114,7 +121,7 @@ class UNet(nn.Module):
         x = self.dropout(skips.pop())
         for level in range(len(self.decoder) - 1, -1, -1):
             x = self.upsampling[level](x)
-            joined = torch.cat((_centre_crop(skips.pop(), x), x), dim=1)
+            joined = torch.cat((_cropped(skips.pop(), self.crops[level]), x), dim=1)
             x = self.decoder[level](_channels_last(joined))
             if level < wanted:
                 yield level, x
@@ -221,8 +228,8 @@ class _Upsampling(nn.Module):
         x = self.convolution(x)
         if not self.mode:
             return x
-        size = [n * s for n, s in zip(x.shape[2:], self.stride, strict=True)]
-        return F.interpolate(x, size=size, mode=self.mode, align_corners=False)
+        factors = [float(stride) for stride in self.stride]
+        return F.interpolate(x, scale_factor=factors, mode=self.mode, align_corners=False)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -231,14 +238,14 @@ def _channels_last(x: Tensor) -> Tensor:
     Some kernels leave it (1x1 convolutions with one thread, small single images). ``contiguous`` would not do: with
     one channel both layouts are the same to it, but not to the convolution.
     """
-    return x.to(memory_format=_CHANNELS_LAST[x.dim() - 2]) if x.device.type == "cpu" else x
+    if x.device.type != "cpu" or is_tracing():
+        return x
+    return x.to(memory_format=_CHANNELS_LAST[x.dim() - 2])
 
 
-def _centre_crop(skip: Tensor, like: Tensor) -> Tensor:
+def _cropped(skip: Tensor, margins: Sequence[int]) -> Tensor:
     """Cuts a skip connection to the extent that unpadded convolutions left over."""
-    if skip.shape[2:] == like.shape[2:]:
-        return skip
-    margins = [(a - b) // 2 for a, b in zip(skip.shape[2:], like.shape[2:], strict=True)]
-    for axis, (margin, size) in enumerate(zip(margins, like.shape[2:], strict=True), start=2):
-        skip = skip.narrow(axis, margin, size)
+    for axis, margin in enumerate(margins, start=2):
+        if margin:
+            skip = skip[(slice(None),) * axis + (slice(margin, -margin),)]
     return skip

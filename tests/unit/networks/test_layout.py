@@ -34,6 +34,12 @@ def test_the_network_of_2015_needs_92_pixels_of_context() -> None:
     assert layout_of(CLASSIC, 2).sizes(0, 28) == (572, 388)
 
 
+def test_the_network_of_2015_crops_its_skip_connections_as_in_the_figure() -> None:
+    skips, upsampled = (568, 280, 136, 64), (392, 200, 104, 56)
+    margins = tuple((skip - up) // 2 for skip, up in zip(skips, upsampled, strict=True))
+    assert tuple(layout_of(CLASSIC, 2).crop(level, 0) for level in range(4)) == margins
+
+
 def test_padded_networks_need_no_context_and_patches_of_whole_strides() -> None:
     assert context_voxels(network(), 2) == (0, 0)
     assert admissible_patch(network(), 2, (30, 33)) == (32, 36)

@@ -209,3 +209,30 @@ def test_dropout_is_for_training_only() -> None:
     x = torch.randn(1, 1, 16, 16)
     assert not torch.equal(module.train()(x), module(x))
     assert torch.equal(module.eval()(x), module(x))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"upsampling": "interpolate", "downsampling": "maxpool", "norm": "batch"},
+        {"style": "classic"},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_a_trace_at_the_smallest_size_holds_at_every_other(dims: int, changes: dict[str, Any]) -> None:
+    """Warnings are errors here: nothing that depends on values or shapes may be recorded."""
+    anisotropic = {"strides": ((1,) * dims, (1, *(2,) * (dims - 1)), (2,) * dims)}
+    config = network(dims, **(changes | anisotropic))
+    module = build_network(config, dims, 1, 2).eval()
+    context = context_voxels(config, dims)
+    sizes = [
+        [n + 2 * c for n, c in zip(admissible_patch(config, dims, wanted), context, strict=True)]
+        for wanted in ((1,) * dims, (13, 7, 9)[:dims])
+    ]
+    with torch.no_grad():
+        traced = torch.jit.trace(module, torch.zeros(1, 1, *sizes[0]), check_trace=False)
+        x = torch.randn(2, 1, *sizes[1])
+        torch.testing.assert_close(traced(x), module(x), rtol=1e-4, atol=1e-4)
