@@ -240,6 +240,7 @@ class Inference(_Model):
     overlap: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="share of a window that the next one covers")
     gaussian_sigma: Positive = Field(0.125, description="width of the blending weight, in window lengths")
     mirror: bool = Field(False, description="average over flips along the axes that training mirrored")
+    skip_empty: bool = Field(True, description="leave out windows that hold nothing, by the rule learnt in training")
 
 
 class Postprocess(_Model):
