@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.inferers import sliding_window_inference
+from window_blend import blended
 
-from unet_med.inference.tiling import gaussian_weight, sliding_window_logits
+from unet_med.inference.tiling import gaussian_weight
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,7 @@ def test_logits_equal_those_of_monai(shape: tuple[int, ...], window: tuple[int, 
     kind = torch.nn.Conv3d if len(shape) == 3 else torch.nn.Conv2d
     network = torch.nn.Sequential(kind(1, 4, 5, padding=2), torch.nn.ReLU(), kind(4, 3, 3, padding=1))
     image = torch.randn(1, *shape)
-    ours = sliding_window_logits(image, network, window, 3, overlap=0.5, sigma=0.125)
+    ours = blended(image, network, window, 3, along=len(shape) - 1)
     # MONAI's own Gaussian is cut off at 1e-3, which in 3-D is most of a window; so it is given ours.
     weight = gaussian_weight(window, 0.125)
     with torch.no_grad():

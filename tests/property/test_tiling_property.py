@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from window_blend import blended
 
-from unet_med.inference.tiling import gaussian_weight, sliding_window_logits, window_starts
+from unet_med.inference.tiling import gaussian_weight, window_starts
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,6 +57,7 @@ def _tilings(draw: st.DrawFn) -> dict:
         "sigma": draw(st.floats(0.05, 1.0)),
         "batch": draw(st.integers(1, 5)),
         "channels": draw(st.integers(1, 3)),
+        "along": draw(st.integers(0, dims + planar - 1)),
     }
 
 
@@ -71,7 +73,7 @@ def test_an_identity_network_reproduces_its_input(tiling: dict) -> None:
         return batch[(slice(None), slice(None), *inner)]
 
     before = image.clone()
-    logits = sliding_window_logits(
+    logits = blended(
         image,
         crop,
         tiling["window"],
@@ -80,7 +82,8 @@ def test_an_identity_network_reproduces_its_input(tiling: dict) -> None:
         sigma=tiling["sigma"],
         context=context,
         mirror_axes=tiling["mirror"],
-        window_batch=tiling["batch"],
+        batch=tiling["batch"],
+        along=tiling["along"],
     )
     assert logits.shape == image.shape
     assert logits.dtype == torch.float32

@@ -1,31 +1,43 @@
-"""From a volume to labels on the volume's own grid, by one model or several."""
+"""From a volume to labels on the volume's own grid, by one model or several, slab by slab.
+
+Nothing that is as large as the volume is made but its labels: the image is prepared, windows are blended, logits are
+brought to the volume's grid and turned into labels row by row along one axis.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unet_med.bundle import Bundle
 from unet_med.errors import ConfigError, InputRefusedError, MachineError, ModelError
+from unet_med.geometry import reorient
 from unet_med.inference.device import choose_device, choose_precision, precision_name
-from unet_med.inference.tiling import sliding_window_logits
+from unet_med.inference.emptiness import EmptinessRule, stored_rule
+from unet_med.inference.engine import Engine, EngineRequest, open_engine
+from unet_med.inference.stream import WindowStream, mirrored, rolling_values
+from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.labels import LabelMap
 from unet_med.networks import admissible_patch, context_voxels
 from unet_med.transforms.postprocess import postprocess_labels
-from unet_med.transforms.preprocess import Prepared, Preprocessor
+from unet_med.transforms.preprocess import OUTSIDE_LOGIT, Prepared, Preprocessor
+from unet_med.transforms.resample import linear_rows, linear_support
 from unet_med.volume import Volume
 
-_SLAB_VALUES = 2**24
+_CHUNK_VALUES = 2**24
+"""Numbers that the logits of one chunk of rows hold, where a row is smaller."""
 _MAPS_IN_MEMORY = 6
 """Feature maps of the finest level that a forward pass holds at once, in multiples of its channels."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
+_CARD_SHARE = 0.5
+"""Share of a card's free memory that blended windows may take; more is blended in the main memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,30 +48,93 @@ class Prediction:
         labels: (I, J[, K]) uint8 or uint16 on the volume's grid.
         notes: What was not as planned (a smaller window, ...); empty mostly.
         probabilities: (labels, I, J[, K]) float32 from 0 to 1, one for each label; only where asked for.
+        engine: What computed, for example ``openvino bf16``; several models are separated by commas.
+        engine_why: One sentence: why that.
+        windows: Windows of all models.
+        windows_skipped: How many of them were not computed because they can hold nothing.
     """
 
     labels: npt.NDArray[np.uint8 | np.uint16]
     notes: list[str]
     probabilities: npt.NDArray[np.float32] | None = None
+    engine: str = ""
+    engine_why: str = ""
+    windows: int = 0
+    windows_skipped: int = 0
 
 
 @dataclass(frozen=True)
-class _Tiles:
-    """How windows are run: both numbers shrink when memory runs out."""
+class Tiles:
+    """How windows are run: both numbers shrink when memory runs out.
+
+    Attributes:
+        window: Voxels of a window along each axis of the network.
+        batch: Windows in one forward pass.
+    """
 
     window: tuple[int, ...]
     batch: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Model:
     bundle: Bundle
     network: nn.Module
     preprocessor: Preprocessor
+    device: torch.device
     precision: torch.dtype
     context: tuple[int, ...]
     mirror_axes: tuple[int, ...]
-    tiles: _Tiles
+    tiles: Tiles
+    blends_features: bool
+    engines: dict[tuple[Tiles, torch.dtype], Engine] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> int:
+        """Channels that are blended: the features of the finest level where they are fewer than the outputs."""
+        return _finest_features(self.bundle) if self.blends_features else self.bundle.labels.outputs
+
+    def engine(self, tiles: Tiles, precision: torch.dtype) -> Engine:
+        """Returns what runs windows of this size; the one of the last case where that fits."""
+        key = (tiles, precision)
+        if key not in self.engines:
+            self.engines.clear()
+            request = EngineRequest(
+                network=self.network,
+                window=tiles.window,
+                context=self.context,
+                channels=len(self.bundle.channels),
+                batch=tiles.batch,
+                features=self.blends_features,
+                device=self.device,
+                precision=precision,
+                sha256=self.bundle.sha256,
+            )
+            self.engines[key] = open_engine(request, getattr(self.bundle.config.inference, "engine", "auto"))
+        return self.engines[key]
+
+    def skip(self, tiles: Tiles) -> EmptinessRule | None:
+        """Returns the rule by which windows of this size are left out, if the model has one."""
+        if not self.bundle.config.inference.skip_empty:
+            return None
+        return stored_rule(self.bundle.meta, tiles.window, len(self.bundle.channels))
+
+    def axes(self, size: Sequence[int], tiles: Tiles) -> tuple[WindowAxis, ...]:
+        """Lays windows over an image of the network's grid."""
+        settings = self.bundle.config.inference
+        return window_axes(size, tiles.window, settings.overlap, settings.gaussian_sigma, self.context)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """How one model does one case; replaced by a smaller or more exact one when it fails."""
+
+    tiles: Tiles
+    precision: torch.dtype
+
+
+class _OverflowError(Exception):
+    """Half precision was not enough; the number of the model."""
 
 
 class Predictor:
@@ -69,7 +144,8 @@ class Predictor:
         bundles: Models with the same labels and the same number of channels.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         mirror: Average over the flips that training used; ``None``: as the pipeline says.
-        memory_gb: Memory that a forward pass may use; ``None``: try, and take smaller windows when it fails.
+        memory_gb: Memory that prediction may use beyond the image, its labels and the loaded model; ``None``: try,
+            and take smaller windows when it fails.
 
     Attributes:
         labels: What the values of its masks mean.
@@ -101,44 +177,54 @@ class Predictor:
         if mirror and not all(model.mirror_axes for model in self._models):
             self.notes.append("mirroring has no effect on a model whose training mirrored no axis")
 
-    def predict(self, volume: Volume, probabilities: bool = False) -> Prediction:
+    def predict(
+        self, volume: Volume, probabilities: bool = False, out: npt.NDArray[np.uint8 | np.uint16] | None = None
+    ) -> Prediction:
         """Labels a volume.
 
         Args:
             volume: (C, I, J[, K]); a 2-D model labels a volume slice by slice.
             probabilities: Also return how likely each label is; 4 bytes for each label and voxel.
+            out: (I, J[, K]) uint8 or uint16 that receives the labels; ``None``: a new array.
 
         Raises:
             ModelError: when the number of channels is not the models' own.
             InputRefusedError: when the image cannot be prepared (constant, no pixel size, a picture for a 3-D model).
             MachineError: when memory does not suffice for the smallest window.
         """
+        self._check(volume)
+        if out is None:
+            out = np.zeros(volume.geometry.shape, dtype=self.labels.dtype)
+        likely = None
+        if probabilities:
+            likely = np.zeros((len(self.labels.labels), *volume.geometry.shape), dtype=np.float32)
+        prepared = [model.preprocessor.prepare(volume) for model in self._models]
         notes = list(self.notes)
+        streams = self._fill(prepared, out, likely, notes)
+        self._clean(out, likely)
+        engines = [stream.engine for stream in streams]
+        return Prediction(
+            out,
+            notes,
+            likely,
+            engine=", ".join(dict.fromkeys(f"{engine.name} {engine.precision}" for engine in engines)),
+            engine_why="; ".join(dict.fromkeys(engine.why for engine in engines)),
+            windows=sum(stream.windows for stream in streams),
+            windows_skipped=sum(stream.skipped for stream in streams),
+        )
+
+    def _check(self, volume: Volume) -> None:
         channels = len(self._models[0].bundle.channels)
         if volume.channels != channels:
             raise ModelError(
                 f"made for {channels} {'channel' if channels == 1 else 'channels'}, the image has {volume.channels}",
                 remedy="choose channels with --channel, or use a model that was trained on such images",
             )
-        try:
-            total: torch.Tensor | None = None
-            for model in self._models:
-                logits = self._restored(model, volume, notes)
-                total = logits if total is None else total.add_(logits)
-            if total is None:
-                raise ModelError("no model was given", remedy="give at least one bundle")
-            labels = _labels_from(total, self.labels)
-            likely = _probabilities(total.div_(len(self._models)), self.labels) if probabilities else None
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise _no_memory() from error
-        settings = self._models[0].bundle.config.postprocess
-        cleaned = postprocess_labels(labels, settings, self.labels)
-        if likely is not None:
-            for place, label in enumerate(self.labels.labels):
-                likely[place][(labels == label.index) & (cleaned != label.index)] = 0.0
-        return Prediction(cleaned.astype(labels.dtype, copy=False), notes, likely)
+        if volume.geometry.ndim == 2 and any(model.bundle.dims == 3 for model in self._models):
+            raise InputRefusedError(
+                "the model is made for volumes, the image is a picture",
+                remedy="use a 2-D model, or say with --axes which axis of the stack is depth",
+            )
 
     def _set_up(self, bundle: Bundle, mirror: bool | None) -> _Model:
         config = bundle.config
@@ -152,87 +238,267 @@ class Predictor:
         if window == "auto":
             raise ModelError("the pipeline names no patch", "sampling.patch_voxels", "train the model again")
         batch = {("cpu", 2): 4, ("cpu", 3): 1, ("cuda", 2): 16, ("cuda", 3): 2}.get((self.device.type, bundle.dims), 1)
-        model = _Model(
+        return _Model(
             bundle,
             network,
             Preprocessor(config),
+            self.device,
             choose_precision(config.training.precision, self.device),
             context_voxels(config.network, bundle.dims),
             mirror_axes,
-            _Tiles(admissible_patch(config.network, bundle.dims, window), batch),
+            Tiles(admissible_patch(config.network, bundle.dims, window), batch),
+            blends_features=bundle.labels.outputs > _finest_features(bundle),
         )
-        return replace(model, tiles=self._within_budget(model))
 
-    def _within_budget(self, model: _Model) -> _Tiles:
-        """Shrinks windows until their forward pass is expected to fit ``memory_gb``."""
+    # ---- one case ---------------------------------------------------------------------------------------------------
+
+    def _fill(
+        self,
+        prepared: Sequence[Prepared],
+        out: npt.NDArray[Any],
+        likely: npt.NDArray[np.float32] | None,
+        notes: list[str],
+    ) -> list[_ModelRows]:
+        """Writes labels (and probabilities); begins again with smaller windows or in fp32 where that is needed."""
+        settings = [
+            _Setting(self._within_budget(model, one, notes), model.precision)
+            for model, one in zip(self._models, prepared, strict=True)
+        ]
+        while True:
+            try:
+                return self._attempt(prepared, settings, out, likely)
+            except _OverflowError:
+                settings = [self._in_full_precision(setting, notes) for setting in settings]
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                smaller = [_smaller(m, s.tiles) for m, s in zip(self._models, settings, strict=True)]
+                if not any(smaller):
+                    raise _no_memory() from error
+                settings = [
+                    _Setting(tiles or setting.tiles, setting.precision)
+                    for tiles, setting in zip(smaller, settings, strict=True)
+                ]
+                _note_smaller(self._models, settings, notes)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _attempt(
+        self,
+        prepared: Sequence[Prepared],
+        settings: Sequence[_Setting],
+        out: npt.NDArray[Any],
+        likely: npt.NDArray[np.float32] | None,
+    ) -> list[_ModelRows]:
+        first = prepared[0]
+        labels = reorient(out, first.order, first.flips)
+        chances = None if likely is None else reorient(likely, first.order, first.flips)
+        along = self._direction(prepared, settings)
+        streams = [
+            _ModelRows(model, one, setting, along, self._blending_device(model, one, setting.tiles, along))
+            for model, one, setting in zip(self._models, prepared, settings, strict=True)
+        ]
+        for start, stop, logits in _averaged(streams, labels.shape, along, self.labels.outputs):
+            rows = (slice(None),) * along + (slice(start, stop),)
+            self.labels.from_outputs(logits, out=labels[rows])
+            if chances is not None:
+                chances[(slice(None), *rows)] = _probabilities(logits, self.labels)
+        return streams
+
+    def _direction(self, prepared: Sequence[Prepared], settings: Sequence[_Setting]) -> int:
+        """The axis of the turned image along which the least has to be held."""
+
+        def held(along: int) -> int:
+            return sum(
+                rolling_values(
+                    model.axes(one.geometry.shape, setting.tiles), along, model.channels, setting.tiles.batch
+                )
+                for model, one, setting in zip(self._models, prepared, settings, strict=True)
+            )
+
+        return min(range(prepared[0].geometry.ndim), key=held)
+
+    def _within_budget(self, model: _Model, prepared: Prepared, notes: list[str]) -> Tiles:
+        """Shrinks windows until prediction is expected to fit ``memory_gb``."""
         tiles = model.tiles
-        while self._memory_bytes is not None and _forward_bytes(model, tiles) > self._memory_bytes:
+        while self._memory_bytes is not None and _needed_bytes(model, prepared, tiles) > self._memory_bytes:
             smaller = _smaller(model, tiles)
             if smaller is None:
                 break
             tiles = smaller
         if tiles.window != model.tiles.window:
-            self.notes.append(f"windows of {_times(tiles.window)} instead of {_times(model.tiles.window)}: --memory-gb")
+            notes.append(f"windows of {_times(tiles.window)} instead of {_times(model.tiles.window)}: --memory-gb")
         return tiles
 
-    def _restored(self, model: _Model, volume: Volume, notes: list[str]) -> torch.Tensor:
-        """Logits of one model on the volume's grid."""
-        if model.bundle.dims == 3 and volume.geometry.ndim == 2:
-            raise InputRefusedError(
-                "the model is made for volumes, the image is a picture",
-                remedy="use a 2-D model, or say with --axes which axis of the stack is depth",
-            )
-        prepared = model.preprocessor.prepare(volume)
-        logits = self._logits(model, prepared, notes)
-        return model.preprocessor.restore(logits, prepared, background=not self.labels.regions)
+    def _blending_device(self, model: _Model, prepared: Prepared, tiles: Tiles, along: int) -> torch.device:
+        if self.device.type != "cuda":
+            return torch.device("cpu")
+        axes = model.axes(prepared.geometry.shape, tiles)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        wanted = 4 * rolling_values(axes, along, model.channels, tiles.batch)
+        return self.device if wanted < _CARD_SHARE * free else torch.device("cpu")
 
-    def _logits(self, model: _Model, prepared: Prepared, notes: list[str]) -> torch.Tensor:
-        tiles = model.tiles
-        precision = model.precision
-        image = torch.from_numpy(prepared.array)
-        while True:
-            try:
-                logits = self._run(model, image, tiles, precision)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                smaller = _smaller(model, tiles)
-                if smaller is None:
-                    raise _no_memory() from error
-                tiles = smaller
-            else:
-                if bool(torch.isfinite(logits.sum())):
-                    break
-                if precision == torch.float32:
-                    raise ModelError(
-                        "the network's output is not finite", "model.safetensors", "train again; the weights diverged"
-                    )
-                notes.append(f"{precision_name(precision)} overflowed: computed in fp32")
-                precision = torch.float32
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-        if tiles != model.tiles:
-            notes.append(
-                f"out of memory: windows of {_times(tiles.window)}, {tiles.batch} at a time, "
-                f"instead of {_times(model.tiles.window)}, {model.tiles.batch} at a time"
-            )
+    def _in_full_precision(self, setting: _Setting, notes: list[str]) -> _Setting:
+        if setting.precision != torch.float32:
+            notes.append(f"{precision_name(setting.precision)} overflowed: computed in fp32")
+        return _Setting(setting.tiles, torch.float32)
+
+    def _clean(self, labels: npt.NDArray[Any], likely: npt.NDArray[np.float32] | None) -> None:
+        """Post-processes labels in place; what is removed is no longer likely."""
+        settings = self._models[0].bundle.config.postprocess
+        before = labels.copy() if likely is not None else None
+        labels[...] = postprocess_labels(labels, settings, self.labels)
+        if likely is None or before is None:
+            return
+        for place, label in enumerate(self.labels.labels):
+            likely[place][(before == label.index) & (labels != label.index)] = 0.0
+
+
+class _ModelRows:
+    """The logits of one model on the rows of the turned reference grid, from one end of an axis to the other."""
+
+    def __init__(
+        self, model: _Model, prepared: Prepared, setting: _Setting, along: int, blending: torch.device
+    ) -> None:
+        self.engine = model.engine(setting.tiles, setting.precision)
+        self._model = model
+        self._along = along
+        self._exact = setting.precision == torch.float32
+        self._grid = prepared.geometry.shape
+        self._box = prepared.box
+        self._shape = tuple(prepared.reference.shape[axis] for axis in prepared.order)
+        device = model.device
+
+        def run(batch: Tensor) -> Tensor:
+            return self.engine(batch.to(device, non_blocking=True))
+
+        self._stream = WindowStream(
+            prepared,
+            model.axes(self._grid, setting.tiles),
+            along,
+            mirrored(run, model.mirror_axes),
+            model.channels,
+            model.bundle.dims,
+            setting.tiles.batch,
+            blending,
+            model.skip(setting.tiles),
+        )
+
+    @property
+    def windows(self) -> int:
+        """Windows that were visited."""
+        return self._stream.windows
+
+    @property
+    def skipped(self) -> int:
+        """Windows that were not computed."""
+        return self._stream.skipped
+
+    @property
+    def ready(self) -> int:
+        """Rows of the reference grid, from the first one on, whose logits can be had."""
+        box, size = self._box[self._along], self._grid[self._along]
+        if self._stream.is_finished:
+            return self._shape[self._along]
+        low, high = 0, box.stop - box.start
+        while low < high:  # the last row that needs nothing beyond what is final
+            middle = (low + high + 1) // 2
+            _, needed = linear_support(box.stop - box.start, size, middle - 1, middle)
+            low, high = (middle, high) if needed <= self._stream.ready else (low, middle - 1)
+        return box.start + low
+
+    def advance(self) -> None:
+        """Runs the next windows; rows before :attr:`ready` are forgotten."""
+        box, size = self._box[self._along], self._grid[self._along]
+        row = min(max(self.ready - box.start, 0), box.stop - box.start - 1)
+        needed, _ = linear_support(box.stop - box.start, size, row, row + 1)
+        self._stream.advance(needed)
+
+    def logits(self, start: int, stop: int) -> Tensor:
+        """Returns (outputs, *s) float32 for the rows from ``start`` to ``stop``, which must be ready.
+
+        Raises:
+            ModelError: when they are not finite in float32.
+        """
+        box = self._box[self._along]
+        first, last = max(start, box.start), min(stop, box.stop)
+        rows = tuple(
+            slice(first - start, last - start) if axis == self._along else part for axis, part in enumerate(self._box)
+        )
+        size = [stop - start if axis == self._along else n for axis, n in enumerate(self._shape)]
+        if first >= last:
+            return self._background(size)
+        inside = self._inside(first - box.start, last - box.start)
+        if list(inside.shape[1:]) == size:
+            return inside
+        logits = self._background(size)
+        logits[(slice(None), *rows)] = inside
         return logits
 
-    def _run(self, model: _Model, image: torch.Tensor, tiles: _Tiles, precision: torch.dtype) -> torch.Tensor:
-        settings = model.bundle.config.inference
-        return sliding_window_logits(
-            image,
-            model.network,
-            tiles.window,
-            self.labels.outputs,
-            overlap=settings.overlap,
-            sigma=settings.gaussian_sigma,
-            context=model.context,
-            mirror_axes=model.mirror_axes,
-            device=self.device,
-            precision=precision,
-            window_batch=tiles.batch,
-        )
+    def _inside(self, start: int, stop: int) -> Tensor:
+        """Logits of rows that are counted from the beginning of the box."""
+        box = [part.stop - part.start for part in self._box]
+        low, high = linear_support(box[self._along], self._grid[self._along], start, stop)
+        values = self._stream.rows(low, high)
+        values = linear_rows(values, self._along + 1, low, self._grid[self._along], box[self._along], start, stop)
+        for axis, (size, wanted) in enumerate(zip(self._grid, box, strict=True)):
+            if axis != self._along:
+                values = linear_rows(values, axis + 1, 0, size, wanted, 0, wanted)
+        gaps = None
+        if self._stream.holds_gaps:
+            values, gaps = values[:-1], values[-1] > 0.5
+        logits = self._from_features(values) if self._model.blends_features else values
+        self._check(logits)
+        if gaps is not None and bool(gaps.any()):
+            logits = torch.where(gaps, self._outside(logits.ndim, logits.device), logits)
+        return logits
+
+    def _from_features(self, features: Tensor) -> Tensor:
+        """The head is a 1x1 convolution: a matrix product over the channels."""
+        head = self._model.network.head
+        weight, bias = head.weight.detach().flatten(1), head.bias.detach()  # type: ignore[union-attr, operator]
+        weight, bias = weight.to(features.device, torch.float32), bias.to(features.device, torch.float32)
+        return torch.addmm(bias[:, None], weight, features.flatten(1)).view(-1, *features.shape[1:])
+
+    def _check(self, logits: Tensor) -> None:
+        if bool(torch.isfinite(logits.sum())):
+            return
+        if not self._exact:
+            raise _OverflowError
+        raise ModelError("the network's output is not finite", "model.safetensors", "train again; the weights diverged")
+
+    def _background(self, size: Sequence[int]) -> Tensor:
+        return self._outside(len(size) + 1, torch.device("cpu")).expand(-1, *size).clone()
+
+    def _outside(self, ndim: int, device: torch.device) -> Tensor:
+        """Logits of certain background: output 0, no region at all; (outputs, 1, ...)."""
+        labels = self._model.bundle.labels
+        values = torch.full((labels.outputs,), -OUTSIDE_LOGIT, device=device)
+        if not labels.regions:
+            values[0] = OUTSIDE_LOGIT
+        return values.view(-1, *[1] * (ndim - 1))
+
+
+def _averaged(
+    streams: Sequence[_ModelRows], shape: Sequence[int], along: int, outputs: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Yields start, stop and the averaged logits of the next rows, until all rows are done."""
+    done, per_row = 0, prod(shape) // max(1, shape[along])
+    while done < shape[along]:
+        ready = min(stream.ready for stream in streams)
+        if ready <= done:
+            for stream in streams:
+                if stream.ready <= done:
+                    stream.advance()
+            continue
+        step = max(1, _CHUNK_VALUES // max(1, per_row * len(streams) * outputs))
+        while done < ready:
+            stop = min(done + step, ready)
+            total = streams[0].logits(done, stop)
+            for stream in streams[1:]:
+                total = total + stream.logits(done, stop).to(total.device)
+            yield done, stop, total / len(streams) if len(streams) > 1 else total
+            done = stop
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -267,55 +533,58 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
             )
 
 
-def _smaller(model: _Model, tiles: _Tiles) -> _Tiles | None:
+def _smaller(model: _Model, tiles: Tiles) -> Tiles | None:
     """Half the batch, then half the window as far as the network's strides allow; ``None`` at the end."""
     if tiles.batch > 1:
-        return _Tiles(tiles.window, tiles.batch // 2)
+        return Tiles(tiles.window, tiles.batch // 2)
     half = [-(-size // 2) for size in tiles.window]
     try:
         window = admissible_patch(model.bundle.config.network, model.bundle.dims, half)
     except ConfigError:
         return None
     window = tuple(min(new, old) for new, old in zip(window, tiles.window, strict=True))
-    return _Tiles(window, 1) if window != tiles.window else None
+    return Tiles(window, 1) if window != tiles.window else None
 
 
-def _forward_bytes(model: _Model, tiles: _Tiles) -> float:
-    features = model.bundle.config.network.features
-    widest = max(features[0], 1) if features != "auto" else 32
+def _note_smaller(models: Sequence[_Model], settings: Sequence[_Setting], notes: list[str]) -> None:
+    """Says how windows are run now; one note for each case."""
+    notes[:] = [note for note in notes if not note.startswith("out of memory")]
+    for model, setting in zip(models, settings, strict=True):
+        if setting.tiles != model.tiles:
+            notes.append(
+                f"out of memory: windows of {_times(setting.tiles.window)}, {setting.tiles.batch} at a time, "
+                f"instead of {_times(model.tiles.window)}, {model.tiles.batch} at a time"
+            )
+            return
+
+
+def _needed_bytes(model: _Model, prepared: Prepared, tiles: Tiles) -> float:
+    """Memory of a forward pass and of the windows that are blended."""
+    axes = model.axes(prepared.geometry.shape, tiles)
+    held = min(rolling_values(axes, along, model.channels, tiles.batch) for along in range(prepared.geometry.ndim))
     voxels = prod(size + 2 * border for size, border in zip(tiles.window, model.context, strict=True))
     size = 4 if model.precision == torch.float32 else 2
-    return float(tiles.batch * voxels * widest * size * _MAPS_IN_MEMORY)
+    return 4.0 * held + tiles.batch * voxels * _finest_features(model.bundle) * size * _MAPS_IN_MEMORY
 
 
-def _labels_from(logits: torch.Tensor, label_map: LabelMap) -> npt.NDArray[Any]:
-    """Labels slab by slab: the arg max of a whole volume would need 8 bytes for each voxel."""
-    array = logits.numpy()
-    per_row = prod(array.shape[2:]) * array.shape[0]
-    step = max(1, _SLAB_VALUES // max(1, per_row))
-    first = label_map.from_outputs(array[:, :step])
-    labels = np.empty(array.shape[1:], dtype=first.dtype)
-    labels[:step] = first
-    for start in range(step, array.shape[1], step):
-        labels[start : start + step] = label_map.from_outputs(array[:, start : start + step])
-    return labels
+def _finest_features(bundle: Bundle) -> int:
+    features = bundle.config.network.features
+    return int(features[0]) if features != "auto" else 32
 
 
-def _probabilities(logits: torch.Tensor, label_map: LabelMap) -> npt.NDArray[np.float32]:
-    """Returns for each label how likely it is: (labels, ...) from logits (outputs, ...), which are overwritten.
+def _probabilities(logits: Tensor, label_map: LabelMap) -> npt.NDArray[np.float32]:
+    """Returns for each label how likely it is: (labels, ...) from logits (outputs, ...).
 
     A region's own label is what is left of the region outside of all regions that are painted over it.
     """
     if not label_map.regions:
-        for row in range(logits.shape[1]):
-            logits[:, row] = torch.softmax(logits[:, row], dim=0)
-        return np.ascontiguousarray(logits[1:].numpy())
+        return torch.softmax(logits, dim=0)[1:].cpu().numpy()
     found = np.zeros((len(label_map.labels), *logits.shape[1:]), dtype=np.float32)
     places = {label.index: place for place, label in enumerate(label_map.labels)}
-    outside = torch.ones(logits.shape[1:])
-    for value, region in reversed(list(zip(label_map.region_values(), logits.sigmoid_(), strict=True))):
-        found[places[value]] = (region * outside).numpy()
-        outside *= 1.0 - region
+    outside = torch.ones(logits.shape[1:], device=logits.device)
+    for value, region in reversed(list(zip(label_map.region_values(), logits.sigmoid(), strict=True))):
+        found[places[value]] = (region * outside).cpu().numpy()
+        outside = outside * (1.0 - region)
     return found
 
 

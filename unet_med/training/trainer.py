@@ -17,7 +17,9 @@ from unet_med.config import PipelineConfig
 from unet_med.data import CachedCase
 from unet_med.errors import TrainingError
 from unet_med.inference.device import choose_precision
-from unet_med.inference.tiling import sliding_window_logits
+from unet_med.inference.engine import EngineRequest, TorchEngine
+from unet_med.inference.stream import ArrayRows, WindowStream, finished_rows, rolling_values
+from unet_med.inference.tiling import window_axes
 from unet_med.labels import LabelMap
 from unet_med.losses import build_loss
 from unet_med.metrics import confusion_counts, dice_iou
@@ -134,19 +136,20 @@ class Trainer:
 
     def predict(self, network: nn.Module, case: CachedCase) -> np.ndarray[Any, np.dtype[np.integer[Any]]]:
         """Returns the labels of a prepared case on the network's grid, by the sliding window of prediction."""
-        config = self.config
-        logits = sliding_window_logits(
-            torch.from_numpy(np.array(case.image())),
-            network,
-            self.patch,
-            self.labels.outputs,
-            overlap=config.inference.overlap,
-            sigma=config.inference.gaussian_sigma,
-            context=context_voxels(config.network, len(self.patch)),
-            device=self.device,
-            precision=self.precision,
+        settings = self.config.inference
+        dims = len(self.patch)
+        context = context_voxels(self.config.network, dims)
+        axes = window_axes(case.shape, self.patch, settings.overlap, settings.gaussian_sigma, context)
+        image, outputs = case.image(), self.labels.outputs
+        request = EngineRequest(
+            network, self.patch, context, len(image), 1, False, self.device, self.precision, sha256=""
         )
-        return self.labels.from_outputs(logits.numpy())
+        along = min(range(len(axes)), key=lambda axis: rolling_values(axes, axis, outputs))
+        stream = WindowStream(ArrayRows(image), axes, along, TorchEngine(request, "training"), outputs, dims)
+        mask = np.zeros(case.shape, dtype=self.labels.dtype)
+        for start, stop, logits in finished_rows(stream):
+            self.labels.from_outputs(logits, out=mask[(slice(None),) * along + (slice(start, stop),)])
+        return mask
 
     def validate(
         self, cases: Sequence[CachedCase], keep: Sequence[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 
 import numpy as np
@@ -164,13 +165,14 @@ class _Starving:
 
     def __init__(self, network: torch.nn.Module, voxels: int, error: Exception) -> None:
         self.network, self.voxels, self.error = network, voxels, error
+        self.head = network.head
         self.seen: list[tuple[int, ...]] = []
 
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+    def features(self, batch: torch.Tensor) -> torch.Tensor:
         self.seen.append(tuple(batch.shape))
         if batch.numel() > self.voxels:
             raise self.error
-        return self.network(batch)
+        return self.network.features(batch)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_out_of_memory_takes_smaller_batches_then_smaller_windows(
     predictor = Predictor([load_bundle(tiny_bundle(dims=2))], "cpu")
     volume = _volume((40, 33))
     starving = _Starving(predictor._models[0].network, 8 * 8, error)
-    monkeypatch.setattr(predictor, "_models", [predictor_module.replace(predictor._models[0], network=starving)])
+    monkeypatch.setattr(predictor, "_models", [replace(predictor._models[0], network=starving)])
     prediction = predictor.predict(volume)
     tried = list(dict.fromkeys((shape[0], shape[-1]) for shape in starving.seen))
     assert tried[:4] == [(4, 16), (2, 16), (1, 16), (1, 8)]
@@ -198,7 +200,7 @@ def test_out_of_memory_takes_smaller_batches_then_smaller_windows(
 def test_out_of_memory_ends_at_the_smallest_window(tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor([load_bundle(tiny_bundle())], "cpu")
     starving = _Starving(predictor._models[0].network, 0, MemoryError())
-    monkeypatch.setattr(predictor, "_models", [predictor_module.replace(predictor._models[0], network=starving)])
+    monkeypatch.setattr(predictor, "_models", [replace(predictor._models[0], network=starving)])
     with pytest.raises(MachineError, match="smallest window"):
         predictor.predict(_volume())
 
@@ -206,7 +208,7 @@ def test_out_of_memory_ends_at_the_smallest_window(tiny_bundle, monkeypatch: pyt
 def test_other_errors_of_the_network_are_not_hidden(tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor([load_bundle(tiny_bundle())], "cpu")
     starving = _Starving(predictor._models[0].network, 0, RuntimeError("mat1 and mat2 shapes"))
-    monkeypatch.setattr(predictor, "_models", [predictor_module.replace(predictor._models[0], network=starving)])
+    monkeypatch.setattr(predictor, "_models", [replace(predictor._models[0], network=starving)])
     with pytest.raises(RuntimeError, match="mat1"):
         predictor.predict(_volume())
 
@@ -225,11 +227,56 @@ def test_weights_that_are_not_finite_are_refused(tiny_bundle) -> None:
         Predictor([bundle], "cpu").predict(_volume())
 
 
-def test_large_images_are_labelled_in_slabs(tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor_module, "_SLAB_VALUES", 1000)
+def test_rows_are_labelled_in_chunks(tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = _volume()
-    labels = Predictor([load_bundle(tiny_bundle())], "cpu").predict(volume).labels
-    assert np.mean(labels != _expected(volume)) < 1e-3
+    predictor = Predictor([load_bundle(tiny_bundle(preprocess__spacing_mm=[1.3, 0.9, 2.0]))], "cpu")
+    whole = predictor.predict(volume, probabilities=True)
+    monkeypatch.setattr(predictor_module, "_CHUNK_VALUES", 1000)
+    chunks = predictor.predict(volume, probabilities=True)
+    np.testing.assert_array_equal(chunks.labels, whole.labels)
+    np.testing.assert_allclose(chunks.probabilities, whole.probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_labels_are_written_where_the_caller_wants_them(tiny_bundle, dtype: type) -> None:
+    volume = _volume()
+    predictor = Predictor([load_bundle(tiny_bundle())], "cpu")
+    out = np.full(volume.geometry.shape[::-1], 9, dtype=dtype).T
+    prediction = predictor.predict(volume, out=out)
+    assert prediction.labels is out
+    np.testing.assert_array_equal(out, predictor.predict(volume).labels)
+
+
+def test_what_computed_is_told(tiny_bundle) -> None:
+    bundles = [load_bundle(tiny_bundle("one")), load_bundle(tiny_bundle("two"))]
+    prediction = Predictor(bundles, "cpu").predict(_volume((40, 17, 11)))
+    assert prediction.engine.split()[0] in ("torch", "openvino")
+    assert prediction.engine_why
+    assert prediction.windows == 2 * Predictor(bundles[:1], "cpu").predict(_volume((40, 17, 11))).windows
+    assert prediction.windows_skipped == 0
+
+
+def test_many_labels_are_blended_as_features(tiny_bundle) -> None:
+    """More labels than features: the same labels as by blending logits."""
+    labels = {"background": 0} | {f"part {n}": n for n in range(1, 7)}
+    bundle = load_bundle(tiny_bundle(labels=labels, training__precision="fp32"))
+    state = {name: value.clone() for name, value in bundle.state.items()}
+    generator = torch.Generator().manual_seed(0)
+    for name in ("heads.0.weight", "heads.0.bias"):
+        shape = (7, *state[name].shape[1:])
+        state[name] = torch.randn(shape, generator=generator)
+    bundle = Bundle(bundle.config, bundle.labels, bundle.channels, state, {}, "many")
+    predictor = Predictor([bundle], "cpu", mirror=True)
+    assert predictor._models[0].blends_features
+    volume = _volume((25, 18, 11))
+    found = predictor.predict(volume, probabilities=True)
+    for model in predictor._models:
+        model.blends_features = False
+        model.engines.clear()
+    plain = predictor.predict(volume, probabilities=True)
+    np.testing.assert_allclose(found.probabilities, plain.probabilities, atol=1e-5)
+    assert np.mean(found.labels != plain.labels) < 1e-4
+    assert len(np.unique(found.labels)) > 2
 
 
 def test_probabilities_are_the_softmax_of_averaged_logits(tiny_bundle) -> None:

@@ -1,0 +1,276 @@
+"""Sliding-window prediction slab by slab, in memory that does not grow with the image.
+
+Windows are visited in the order of one axis. As soon as no window to come touches a slab, its blended output is final;
+it is read once and forgotten. What is held is as thick as a window, however long the image is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations, islice, product
+from math import prod
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from unet_med.inference.tiling import WindowAxis
+
+Run = Callable[[torch.Tensor], torch.Tensor]
+"""Maps a batch (N, C, *(window + 2 * context)) to (N, channels, *window), both float32."""
+
+Skip = Callable[[torch.Tensor], bool]
+"""Whether a window of an image, (C, *voxels inside of the image), can hold nothing."""
+
+_SURE = 1.0 - 1e-6
+
+
+class Rows(Protocol):
+    """A normalised image that is read slab by slab."""
+
+    def slab(self, axis: int, start: int, stop: int) -> torch.Tensor:
+        """Returns (C, *s) float32 with spatial ``axis`` cut to the voxels from ``start`` to ``stop``."""
+        ...
+
+
+class ArrayRows:
+    """An array (C, *s) float32, in memory or mapped from a file, as :class:`Rows`."""
+
+    def __init__(self, array: npt.NDArray[np.float32]) -> None:
+        self._array = array
+
+    def slab(self, axis: int, start: int, stop: int) -> torch.Tensor:
+        """Returns a copy of the rows from ``start`` to ``stop``."""
+        return torch.from_numpy(np.array(self._array[(slice(None),) * (axis + 1) + (slice(start, stop),)]))
+
+
+class WindowStream:
+    """The blended output of a network over an image, from one end of an axis to the other.
+
+    Args:
+        image: Is read once, in order.
+        axes: The windows along each axis of the image (:func:`unet_med.inference.tiling.window_axes`).
+        along: The axis along which it goes.
+        run: The network.
+        channels: Channels that ``run`` puts out.
+        dims: Axes of the network; one less than the image's for a 2-D network on a volume.
+        batch: Windows in one call of ``run``.
+        device: Where windows are blended.
+        skip: Windows for which it is true are not computed and count with no weight.
+
+    Attributes:
+        ready: Rows along the axis that are final.
+        windows: Windows that were visited.
+        skipped: How many of them were skipped.
+    """
+
+    def __init__(
+        self,
+        image: Rows,
+        axes: Sequence[WindowAxis],
+        along: int,
+        run: Run,
+        channels: int,
+        dims: int,
+        batch: int = 1,
+        device: torch.device | str = "cpu",
+        skip: Skip | None = None,
+    ) -> None:
+        self.ready = 0
+        self.windows = 0
+        self.skipped = 0
+        self._image = _Reader(image, along)
+        self._axes = tuple(axes)
+        self._along = along
+        self._run = run
+        self._channels = channels
+        self._flat = dims < len(self._axes)
+        self._batch = max(1, batch)
+        self._device = torch.device(device)
+        self._skip = skip
+        self._groups = _groups(self._axes, along, self._batch)
+        self._done = 0
+        self._first = 0  # the row of the image that is the first one held
+        self._held = torch.zeros(0)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all windows were visited."""
+        return self._done == len(self._groups)
+
+    def advance(self, keep_from: int) -> None:
+        """Visits the next windows along the axis; rows before ``keep_from`` are forgotten first.
+
+        Args:
+            keep_from: The first row that is still needed, at least :attr:`ready` - 1.
+        """
+        group = self._groups[self._done]
+        self._make_room(min(keep_from, self.ready))
+        slab, offset = self._image.covering([self._axis.support(number) for number in group])
+        places = product(*(range(len(a.starts)) if n != self._along else group for n, a in enumerate(self._axes)))
+        with torch.inference_mode():
+            for jobs in _batches(self._needed(places, slab, offset), self._batch):
+                outputs = self._run(torch.stack([self._input(slab, offset, place) for place in jobs]))
+                for place, output in zip(jobs, outputs.to(self._device, torch.float32), strict=True):
+                    self._add(output[..., None] if self._flat else output, place)
+        self._done += 1
+        upcoming = self._groups[self._done][0] if not self.is_finished else None
+        self.ready = self._axis.size if upcoming is None else self._axis.inside(upcoming)[0]
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Returns what is final of the rows from ``start`` to ``stop``.
+
+        Returns:
+            (channels, *s), with :attr:`holds_gaps` (channels + 1, *s): the last one says where no window counted; the
+            others are 0 there.
+        """
+        held = self._held.narrow(0, start - self._first, stop - start)
+        if self.holds_gaps:
+            held = _without_gaps(held)
+        return held.movedim(0, self._along + 1)
+
+    @property
+    def holds_gaps(self) -> bool:
+        """Whether there may be voxels that no window covered."""
+        return self._skip is not None
+
+    @property
+    def _axis(self) -> WindowAxis:
+        return self._axes[self._along]
+
+    def _make_room(self, keep_from: int) -> None:
+        """Forgets the rows before ``keep_from``; those that follow begin at 0. Rows lie outermost, channels next."""
+        if not len(self._held):
+            others = [axis.size for n, axis in enumerate(self._axes) if n != self._along]
+            channels = self._channels + int(self.holds_gaps)
+            self._held = torch.zeros((_capacity(self._axis, self._groups), channels, *others), device=self._device)
+        gone = min(keep_from - self._first, len(self._held))
+        for row in range(len(self._held) - gone):  # in this order a row is read before it is written
+            self._held[row] = self._held[row + gone]
+        if gone:
+            self._held[len(self._held) - gone :] = 0
+        self._first = keep_from
+
+    def _needed(self, places: Iterator[tuple[int, ...]], slab: torch.Tensor, offset: int) -> Iterator[tuple[int, ...]]:
+        """Leaves out the windows that are skipped, and notes the weight that is missing there."""
+        for place in places:
+            self.windows += 1
+            if self._skip is not None and self._skip(self._inside(slab, offset, place)):
+                self.skipped += 1
+                target, weight = self._target(place)
+                target[-1] += weight
+            else:
+                yield place
+
+    def _inside(self, slab: torch.Tensor, offset: int, place: tuple[int, ...]) -> torch.Tensor:
+        for n, (axis, number) in enumerate(zip(self._axes, place, strict=True)):
+            first, stop = axis.inside(number)
+            slab = slab.narrow(n + 1, first - (offset if n == self._along else 0), stop - first)
+        return slab
+
+    def _input(self, slab: torch.Tensor, offset: int, place: tuple[int, ...]) -> torch.Tensor:
+        for n, (axis, number) in enumerate(zip(self._axes, place, strict=True)):
+            slab = axis.read(slab, n + 1, number, offset if n == self._along else 0)
+        return slab[..., 0] if self._flat else slab
+
+    def _target(self, place: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The part of what is held that a window covers, (channels, *s), and its weight there, (*s)."""
+        target = self._held.movedim(0, self._along + 1)
+        weight = torch.ones((), device=self._device)
+        for n, (axis, number) in enumerate(zip(self._axes, place, strict=True)):
+            first, stop = axis.inside(number)
+            target = target.narrow(n + 1, first - (self._first if n == self._along else 0), stop - first)
+            weight = weight[..., None] * axis.shares[number].to(self._device)
+        return target, weight
+
+    def _add(self, output: torch.Tensor, place: tuple[int, ...]) -> None:
+        target, weight = self._target(place)
+        for n, (axis, number) in enumerate(zip(self._axes, place, strict=True)):
+            output = axis.trimmed(output, n + 1, number)
+        target[: self._channels].addcmul_(output, weight)
+
+
+class _Reader:
+    """Reads an image in order; what windows of two groups share is read once."""
+
+    def __init__(self, image: Rows, along: int) -> None:
+        self._image = image
+        self._along = along
+        self._slab = torch.zeros(0)
+        self._range = (0, 0)
+
+    def covering(self, ranges: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, int]:
+        """Returns the rows that hold all ``ranges``, and the first one's number."""
+        start, stop = min(first for first, _ in ranges), max(last for _, last in ranges)
+        first, last = self._range
+        if first <= start < last <= stop:
+            shared = self._slab.narrow(self._along + 1, start - first, last - start)
+            if stop > last:
+                fresh = self._image.slab(self._along, last, stop)
+                shared = torch.cat([shared, fresh], dim=self._along + 1)
+            self._slab = shared
+        elif not (first <= start and stop <= last):
+            self._slab = self._image.slab(self._along, start, stop)
+        else:
+            start = first
+            stop = last
+        self._range = (start, stop)
+        return self._slab, start
+
+
+def finished_rows(stream: WindowStream) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Runs a stream to its end; yields start, stop and :meth:`WindowStream.rows` of what has just become final."""
+    while not stream.is_finished:
+        done = stream.ready
+        stream.advance(done)
+        yield done, stream.ready, stream.rows(done, stream.ready)
+
+
+def mirrored(run: Run, axes: Sequence[int]) -> Run:
+    """Returns ``run`` averaged over all flips along ``axes`` of the window."""
+    flips = [[axis + 2 for axis in some] for count in range(len(axes) + 1) for some in combinations(axes, count)]
+    if len(flips) == 1:
+        return run
+
+    def average(batch: torch.Tensor) -> torch.Tensor:
+        total = run(batch)
+        for turn in flips[1:]:
+            total = total + run(batch.flip(turn)).flip(turn)
+        return total / len(flips)
+
+    return average
+
+
+def rolling_values(axes: Sequence[WindowAxis], along: int, channels: int, batch: int = 1) -> int:
+    """Returns how many numbers a :class:`WindowStream` that goes ``along`` an axis holds."""
+    rows = _capacity(axes[along], _groups(axes, along, batch))
+    return channels * rows * prod(axis.size for n, axis in enumerate(axes) if n != along)
+
+
+def _capacity(axis: WindowAxis, groups: Sequence[range]) -> int:
+    """Rows that the windows of one group cover at most, and the one before, which interpolation still needs."""
+    return 1 + max(axis.inside(group[-1])[1] - axis.inside(group[0])[0] for group in groups)
+
+
+def _groups(axes: Sequence[WindowAxis], along: int, batch: int) -> list[range]:
+    """Windows along the axis that are visited together: one at a time, or single slices that fill a batch."""
+    count = len(axes[along].starts)
+    others = prod(len(axis.starts) for n, axis in enumerate(axes) if n != along)
+    size = -(-batch // others) if axes[along].window == 1 else 1
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _batches(places: Iterator[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
+    while batch := list(islice(places, size)):
+        yield batch
+
+
+def _without_gaps(held: torch.Tensor) -> torch.Tensor:
+    """Makes up for the weight of skipped windows, (rows, channels + 1, *s), and marks where nothing is left."""
+    missing = held[:, -1:]
+    if not bool(missing.any()):
+        return held
+    gaps = missing > _SURE
+    values = held[:, :-1] / torch.where(gaps, 1.0, 1.0 - missing)
+    return torch.cat([values.masked_fill_(gaps, 0.0), gaps.float()], dim=1)
