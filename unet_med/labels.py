@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,18 @@ import yaml
 
 from unet_med.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
+
 # Distinct on grey images and for most colour-blind readers (Okabe and Ito 2008), black left out.
 _PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 _GOLDEN_RATIO = 0.618033988749895
 
 _CODES = "labels_codes.yaml"
 _SHORT_SIDES = {"l": "left", "lt": "left", "r": "right", "rt": "right"}
+_BLOCK_VOXELS = 2**18
+"""Voxels that are labelled at once: what a pass over the outputs holds of them stays in the processor's cache."""
+
 _SMALL_WORDS = frozenset({"of", "the"})
 
 
@@ -136,15 +142,56 @@ class LabelMap:
             values.append(own[0])
         return tuple(values)
 
-    def from_outputs(self, logits: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8 | np.uint16]:
-        """Turns logits (outputs, ...) into labels (...): arg max, or regions painted from outside inwards."""
-        dtype = np.uint8 if len(self.labels) < 256 else np.uint16
-        if not self.regions:
-            return np.asarray(logits.argmax(axis=0), dtype=dtype)
-        labels = np.zeros(logits.shape[1:], dtype=dtype)
-        for value, logit in zip(self.region_values(), logits, strict=True):
-            labels[logit > 0] = value
-        return labels
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """Type of masks: the smallest that holds every label."""
+        return np.uint8 if len(self.labels) < 256 else np.uint16
+
+    def from_outputs(
+        self, logits: torch.Tensor | npt.NDArray[np.floating[Any]], out: npt.NDArray[Any] | None = None
+    ) -> npt.NDArray[Any]:
+        """Turns logits into labels: arg max (the first of equal ones), or regions painted from outside inwards.
+
+        Beside ``logits`` it holds one byte for each voxel, four above 255 labels.
+
+        Args:
+            logits: (outputs, ...), finite, on any device.
+            out: Where the labels go, (...) of :attr:`dtype` or larger, any strides; ``None`` for a new array.
+
+        Returns:
+            Labels (...), ``out`` where it was given.
+        """
+        import torch  # reading labels needs none of it
+
+        logits = torch.as_tensor(logits)
+        number = torch.uint8 if len(self.labels) < 256 else torch.int32
+        found = torch.zeros(logits.shape[1:], dtype=number, device=logits.device)
+        block = _BLOCK_VOXELS if logits.device.type == "cpu" else max(1, found.numel())
+        paint = self._paint_regions if self.regions else _paint_largest
+        flat, numbers = logits.flatten(1), found.flatten()
+        for start in range(0, found.numel(), block):
+            paint(flat[:, start : start + block], numbers[start : start + block])
+        if out is None:
+            return found.cpu().numpy().astype(self.dtype, copy=False)
+        out[...] = found.cpu().numpy()
+        return out
+
+    def _paint_regions(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
+        for value, output in zip(self.region_values(), outputs, strict=True):
+            labels.masked_fill_(output > 0, value)
+
+
+def _paint_largest(outputs: torch.Tensor, labels: torch.Tensor) -> None:
+    """Writes into ``labels`` (voxels), which are 0, the number of the largest of ``outputs`` (outputs, voxels).
+
+    Numbers grow, so that the largest number of an output that beat all before it is the arg max.
+    """
+    import torch
+
+    best = outputs[0].clone()
+    for number, output in enumerate(outputs[1:], start=1):
+        torch.maximum(labels, (output > best).to(labels.dtype).mul_(number), out=labels)
+        torch.maximum(best, output, out=best)
 
 
 def known_code(name: str) -> LabelCode | None:

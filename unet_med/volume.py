@@ -77,6 +77,10 @@ class MaskSink(Protocol):
         """Writes integer labels (I, J[, K]) of ``region`` (all for ``None``)."""
         ...
 
+    def labels_of(self, frame: int = 0) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Lends the sink's own array of one frame, (I, J[, K]), to write labels straight into."""
+        ...
+
     def close(self) -> list[Path]:
         """Finishes, re-reads, checks and renames into place; returns the files, the mask first."""
         ...

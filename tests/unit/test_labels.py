@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from importlib import resources
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unet_med import labels as labels_module
 from unet_med.errors import ConfigError
@@ -56,6 +60,33 @@ def test_exclusive_labels_are_the_largest_output() -> None:
 def test_many_labels_need_two_bytes() -> None:
     labels = LabelMap.from_names({"background": 0} | {f"n{index}": index for index in range(1, 301)})
     assert labels.from_outputs(np.eye(301)[:, 300:]).dtype == np.uint16
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.lists(st.integers(1, 7), min_size=1, max_size=3), st.integers(0, 2**32 - 1))
+def test_labels_are_the_arg_max_however_they_are_cut(outputs: int, shape: list[int], seed: int) -> None:
+    labels = LabelMap.from_names({"background": 0} | {f"n{index}": index for index in range(1, outputs)})
+    logits = np.random.default_rng(seed).integers(-3, 4, (outputs, *shape)).astype(np.float32)  # many are equal
+    meant = logits.argmax(axis=0)
+    for given_as in (
+        logits,
+        torch.from_numpy(logits),
+        torch.from_numpy(logits).transpose(0, -1).contiguous().transpose(0, -1),
+    ):
+        with patch.object(labels_module, "_BLOCK_VOXELS", 5):
+            found = labels.from_outputs(given_as)
+        assert found.dtype == labels.dtype
+        np.testing.assert_array_equal(found, meant)
+
+
+def test_labels_are_written_where_they_belong() -> None:
+    labels = LabelMap.from_names({"background": 0, "a": 1, "b": 2})
+    logits = torch.randn((3, 4, 5), generator=torch.Generator().manual_seed(1))
+    mask = np.full((9, 10), 7, dtype=np.uint16)
+    out = mask[8:0:-2, ::2].T[::-1].T
+    assert labels.from_outputs(logits, out) is out
+    np.testing.assert_array_equal(mask[8:0:-2, ::2].T[::-1].T, logits.argmax(dim=0))
+    assert (mask[::2, 1::2] == 7).all()
 
 
 def test_colours_differ() -> None:

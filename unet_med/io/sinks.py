@@ -132,9 +132,8 @@ class _MaskSink:
         self.label_map = labels
         self.provenance = provenance
         self.checks: dict[str, Any] = {}
-        dtype = np.uint8 if len(labels.labels) < 256 else np.uint16
         shape = source.geometry.shape  # in memory as in the file: the first axis runs fastest
-        fastest_last = np.zeros((source.frames, *shape[::-1]), dtype=dtype)
+        fastest_last = np.zeros((source.frames, *shape[::-1]), dtype=labels.dtype)
         self._labels: npt.NDArray[Any] = fastest_last.transpose(0, *range(len(shape), 0, -1))
 
     def write(self, region: Region | None, labels: npt.NDArray[np.integer[Any]], frame: int = 0) -> None:
@@ -153,6 +152,19 @@ class _MaskSink:
         if highest > np.iinfo(self._labels.dtype).max:
             self._labels = self._labels.astype(np.uint16 if highest < 2**16 else np.uint32)
         self._labels[frame][bounds] = labels
+
+    def labels_of(self, frame: int = 0) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Lends the sink's own array of one frame, so that a mask is in memory once.
+
+        What is written into it is what :meth:`close` writes. The loan ends when :meth:`write` is given a value that
+        the type does not hold: the array is replaced by one of a wider type, so ask again after a ``write``.
+
+        Returns:
+            (I, J[, K]) on the source's grid, 0 at first; uint8, or uint16 for more than 255 labels. The first axis
+            runs fastest in memory, as it does in the file.
+        """
+        lent: npt.NDArray[np.unsignedinteger[Any]] = self._labels[frame]
+        return lent
 
     def abort(self) -> None:
         """Forgets what was written; nothing of it was visible."""

@@ -283,6 +283,33 @@ def test_a_file_that_does_not_read_back_is_never_shown(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("shape", [(6, 7, 8), (6, 7)])
+def test_labels_may_be_written_into_the_array_of_the_sink(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    geometry = Geometry(shape, AFFINE if len(shape) == 3 else np.diag([0.5, 0.75, 1.0]))
+    mask = _mask(shape)
+    files = []
+    for name, lends in (("lent", True), ("given", False)):
+        sink = open_mask_sink(_source(geometry), tmp_path / name, LABELS)
+        if lends:
+            lent = sink.labels_of()
+            assert (lent.shape, lent.dtype, lent.any()) == (shape, np.uint8, False)
+            lent[...] = mask
+        else:
+            sink.write(None, mask)
+        files.append(sink.close()[0])
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_wider_value_widens_what_was_lent(tmp_path: Path) -> None:
+    sink = open_mask_sink(_source(Geometry((6, 7, 8), AFFINE)), tmp_path / "case", LABELS)
+    sink.labels_of()[1, 2, 3] = 2
+    sink.write((slice(0, 1),) * 3, np.array([[[700]]]))
+    assert sink.labels_of().dtype == np.uint16
+    sink.labels_of()[0, 0, 1] = 500
+    found = np.asanyarray(nib.load(sink.close()[0]).dataobj)
+    assert (found[1, 2, 3], found[0, 0, 0], found[0, 0, 1], np.count_nonzero(found)) == (2, 700, 500, 3)
+
+
 @pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6)])
 def test_centroids_are_means_of_indices(shape: tuple[int, ...]) -> None:
     labels = np.random.default_rng(2).integers(0, 5, shape) * 40

@@ -1,0 +1,67 @@
+"""Counting and measuring labels without a copy of the mask."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unet_med.geometry import Geometry
+from unet_med.io.export.measure import count_labels, label_centroids, measure_labels, slabs
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=3),
+    st.permutations(range(3)),
+    st.integers(1, 40),
+    st.integers(0, 2**32 - 1),
+)
+def test_slabs_cover_every_voxel_once(shape: list[int], order: list[int], voxels: int, seed: int) -> None:
+    array = np.zeros(shape, dtype=np.uint8).transpose([axis for axis in order if axis < len(shape)])
+    for region in slabs(array, voxels):
+        assert array[region].size <= voxels
+        array[region] += 1
+    assert (array == 1).all()
+
+
+def test_slabs_follow_the_memory() -> None:
+    array = np.zeros((4, 5, 6), dtype=np.uint8, order="F")
+    assert [array[region].shape for region in slabs(array, 45)] == [(4, 5, 2)] * 3
+    assert [array.T[region].shape for region in slabs(array.T, 15)] == [(1, 3, 4), (1, 2, 4)] * 6
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_counts_are_those_of_the_whole(order: str) -> None:
+    labels = np.asarray(np.random.default_rng(3).integers(0, 300, (130, 120, 90)), dtype=np.uint16, order=order)
+    np.testing.assert_array_equal(count_labels(labels), np.bincount(labels.ravel()))
+    np.testing.assert_array_equal(
+        count_labels(labels[::-2, :, ::3], 400), np.bincount(labels[::2, :, ::3].ravel(), minlength=401)
+    )
+    assert count_labels(np.zeros((0, 3), dtype=np.uint8), 2).tolist() == [0, 0, 0]
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Largest memory that numpy holds at once while ``work`` runs."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "measure", [count_labels, label_centroids, lambda labels: measure_labels(labels, Geometry(labels.shape))]
+)
+def test_measuring_a_longer_mask_takes_no_more_memory(measure: Callable[[np.ndarray], object]) -> None:
+    peaks = []
+    for length in (20, 160):
+        labels = np.zeros((256, 256, length), dtype=np.uint8, order="F")
+        labels[50:200, 50:200, 5:] = 3
+        peaks.append(peak_bytes(lambda labels=labels: measure(labels)))
+    assert peaks[1] < 1.05 * peaks[0] + 10_000
