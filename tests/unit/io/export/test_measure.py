@@ -39,9 +39,8 @@ def test_slabs_follow_the_memory() -> None:
 def test_counts_are_those_of_the_whole(order: str) -> None:
     labels = np.asarray(np.random.default_rng(3).integers(0, 300, (130, 120, 90)), dtype=np.uint16, order=order)
     np.testing.assert_array_equal(count_labels(labels), np.bincount(labels.ravel()))
-    np.testing.assert_array_equal(
-        count_labels(labels[::-2, :, ::3], 400), np.bincount(labels[::2, :, ::3].ravel(), minlength=401)
-    )
+    some = labels[::-2, :, ::3]
+    np.testing.assert_array_equal(count_labels(some, 400), np.bincount(some.ravel(), minlength=401))
     assert count_labels(np.zeros((0, 3), dtype=np.uint8), 2).tolist() == [0, 0, 0]
 
 
