@@ -226,6 +226,7 @@ class Training(_Model):
     steps_per_epoch: Auto | Count = Field("auto", description="auto: one pass over the cases, 20 to 250 steps")
     max_minutes: Positive | None = Field(None, description="wall-clock budget of a fold; replaces epochs")
     clip_gradient_norm: Positive = 12.0
+    accumulate: Count = Field(1, description="pieces in which a batch is computed, to save memory; same result")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="average of the weights; 0: off")
     workers: Auto | Annotated[int, Field(ge=0, le=64)] = "auto"
