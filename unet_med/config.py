@@ -242,6 +242,9 @@ class Inference(_Model):
     gaussian_sigma: Positive = Field(0.125, description="width of the blending weight, in window lengths")
     mirror: bool = Field(False, description="average over flips along the axes that training mirrored")
     skip_empty: bool = Field(True, description="leave out windows that hold nothing, by the rule learnt in training")
+    engine: Literal["auto", "openvino", "torch"] = Field(
+        "auto", description="what runs the network on a CPU; auto: the faster one, measured"
+    )
 
 
 class Postprocess(_Model):
