@@ -100,7 +100,7 @@ def _look(case: ManifestCase) -> _Seen:
             readable = False
             break
         digest.update(repr(volume.array.shape).encode())
-        digest.update(np.ascontiguousarray(volume.array).tobytes())
+        digest.update(np.ascontiguousarray(volume.array, dtype=np.float32).tobytes())
         findings += _image_faults(case, volume.array, frame)
     scan = None
     if case.case.label is not None:

@@ -6,7 +6,9 @@ of labels is written, and ``close`` makes the file visible. ``Volume`` is the in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +20,9 @@ from unet_med.geometry import Geometry
 
 Region = tuple[slice, ...]
 """One slice (step 1) for each spatial axis I, J (and K)."""
+
+SLAB_VOXELS = 2**20
+"""Voxels that are looked at together: what is computed of them in 8 bytes each is small beside any volume."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,3 +124,16 @@ class ArraySource:
         if region is None:
             return self.volume
         return Volume(self.volume.array[(slice(None), *region)], self.geometry.crop(region))
+
+
+def slabs(array: npt.NDArray[Any], voxels: int = SLAB_VOXELS) -> Iterator[Region]:
+    """Yields regions of at most ``voxels`` that cover an array, in the order of its memory."""
+    fastest_first = sorted(range(array.ndim), key=lambda axis: abs(array.strides[axis]))
+    steps = [1] * array.ndim
+    for axis in fastest_first:
+        steps[axis] = min(max(1, array.shape[axis]), max(1, voxels))
+        voxels //= steps[axis]
+    slowest_first = fastest_first[::-1]
+    for starts in product(*(range(0, array.shape[axis], steps[axis]) for axis in slowest_first)):
+        begin = dict(zip(slowest_first, starts, strict=True))
+        yield tuple(slice(begin[axis], begin[axis] + steps[axis]) for axis in range(array.ndim))

@@ -24,10 +24,13 @@ from unet_med.io.discover import open_source
 from unet_med.io.picture import PictureSource
 from unet_med.io.reading import check_frame
 from unet_med.io.source import SourceRef
-from unet_med.volume import ImageSource, Region, Volume
+from unet_med.volume import ImageSource, Region, Volume, slabs
 
 SAME_PLACE_VOXELS = 0.1
 """A label lies on its image when no corner is further off than this, in voxels of the image."""
+
+_EXACT_BYTES = 2
+"""Types of this size are handed on as stored: float32, in which all computing is done, holds their values exactly."""
 
 _IDENTITY_VOXELS = 0.01
 _WHOLE_NUMBER = 1e-3
@@ -82,7 +85,7 @@ class Case:
         return OpenCase(self)
 
     def read(self, frame: int | None = None) -> Volume:
-        """Returns the image as float32 (C, I, J[, K]) on the reference grid.
+        """Returns the image (C, I, J[, K]) on the reference grid: as stored up to 16 bits, else float32.
 
         Args:
             frame: Which one; may be left out where the case has only one.
@@ -178,18 +181,13 @@ class OpenCase:
         return self.case.sources[0].frames
 
     def read(self, region: Region | None = None, frame: int = 0) -> Volume:
-        """Returns float32 (C, I, J[, K]) of a region of the reference grid; see :meth:`Case.read`."""
+        """Returns (C, I, J[, K]) of a region of the reference grid; see :meth:`Case.read`."""
         check_frame(frame, self.frames, self.id)
         grid = self.geometry if region is None else self.geometry.crop(region)
         parts = [self._channels(number, region, grid, frame) for number in range(len(self.case.sources))]
-        array = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if not np.isfinite(array).all():
-            share = float(np.mean(~np.isfinite(array)))
-            raise InputRefusedError(
-                f"the image holds values that are no number or infinite ({share:.2%} of it)",
-                self.id,
-                "replace them in the file (for example by the lowest value), or leave the case out",
-            )
+        array = _together(parts)
+        if array.dtype.kind == "f":
+            _check_finite(array, self.id)
         return Volume(array, grid)
 
     def read_label(self, frame: int = 0) -> LabelArray:
@@ -215,15 +213,16 @@ class OpenCase:
             self._opened[number] = open_source(self.case.sources[number])
         return self._opened[number]
 
-    def _channels(self, number: int, region: Region | None, grid: Geometry, frame: int) -> npt.NDArray[np.float32]:
-        """Returns the channels of one source on ``grid``."""
+    def _channels(self, number: int, region: Region | None, grid: Geometry, frame: int) -> npt.NDArray[Any]:
+        """Returns the channels of one source on ``grid``; float32 where a type of 16 bits does not hold them."""
         source = self._source(number)
         if number and source.frames != self.frames:
             raise InputRefusedError(
                 f"channel files have {self.frames} and {source.frames} frames", self.id, "give files of equal length"
             )
         if _nearly_same(source.geometry, self.geometry):
-            return source.read(region, frame).array.astype(np.float32, copy=False)
+            stored = source.read(region, frame).array
+            return stored if stored.dtype.itemsize <= _EXACT_BYTES else stored.astype(np.float32, copy=False)
         if source.geometry.ndim != grid.ndim or not (source.geometry.is_calibrated and grid.is_calibrated):
             raise InputRefusedError(
                 f"channel files have the shapes {self.geometry.shape} and {source.geometry.shape} and no common place",
@@ -232,6 +231,32 @@ class OpenCase:
             )
         volume = source.read(frame=frame)
         return np.stack([resample(channel, volume.geometry, grid, self.id) for channel in volume.array])
+
+
+def _together(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Returns parts (c, I, J[, K]) as one array, I fastest in memory; the list is emptied so that each is freed."""
+    if len(parts) == 1:
+        return parts.pop()
+    common = np.result_type(*parts)
+    dtype = common if common.itemsize <= _EXACT_BYTES else np.float32
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    array = np.empty(shape[:1] + shape[:0:-1], dtype=dtype).transpose(0, *range(len(shape) - 1, 0, -1))
+    start = 0
+    while parts:
+        part = parts.pop(0)
+        array[start : start + len(part)] = part
+        start += len(part)
+    return array
+
+
+def _check_finite(array: npt.NDArray[Any], where: str) -> None:
+    odd = sum(int(np.count_nonzero(~np.isfinite(array[region]))) for region in slabs(array))
+    if odd:
+        raise InputRefusedError(
+            f"the image holds values that are no number or infinite ({odd / array.size:.2%} of it)",
+            where,
+            "replace them in the file (for example by the lowest value), or leave the case out",
+        )
 
 
 def resample(array: npt.NDArray[Any], source: Geometry, target: Geometry, where: str = "") -> npt.NDArray[np.float32]:

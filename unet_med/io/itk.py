@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import SimpleITK
 
 from unet_med.errors import InputRefusedError
@@ -135,12 +137,27 @@ class ItkSource(FileSource):
             if region is not None:
                 reader.SetExtractIndex([part.start for part in bounds])
                 reader.SetExtractSize([part.stop - part.start for part in bounds])
-            array = SimpleITK.GetArrayFromImage(reader.Execute())
+            array = array_of(reader.Execute())
         if array.ndim == len(bounds):
             array = array[..., np.newaxis]
         channels = native(array.transpose(range(array.ndim)[::-1]))
         picked = read_channels(self.ref.read_as)
         return Volume(channels if picked is None else channels[list(picked)], self.geometry.crop(bounds))
+
+
+class _Lent:
+    """The voxels of an image for numpy, which keeps this object, and by it the image, as long as an array needs it."""
+
+    def __init__(self, image: SimpleITK.Image) -> None:
+        self.image = image
+        view = SimpleITK.GetArrayViewFromImage(image)
+        address, _ = view.__array_interface__["data"]
+        self.__array_interface__ = view.__array_interface__ | {"data": (address, False)}
+
+
+def array_of(image: SimpleITK.Image) -> npt.NDArray[Any]:
+    """Returns the voxels (K, J, I[, C]) of an image that nobody else uses: its own memory, not a copy."""
+    return np.asarray(_Lent(image))
 
 
 def _reader(path: Path) -> SimpleITK.ImageFileReader:

@@ -55,6 +55,26 @@ def test_channels_of_one_grid_are_stacked_unchanged(tmp_path: Path, image: Sourc
     np.testing.assert_array_equal(case.open().read(region).array, volume.array[(slice(None), *region)])
 
 
+@pytest.mark.parametrize(
+    ("stored", "meant"),
+    [
+        (["uint8"], "uint8"),
+        (["int16"], "int16"),
+        (["uint16"], "uint16"),
+        (["int32"], "float32"),
+        (["float64"], "float32"),
+        (["uint8", "int16"], "int16"),
+        (["uint16", "int16"], "float32"),
+    ],
+)
+def test_values_stay_as_stored_where_float32_holds_them(tmp_path: Path, stored: list[str], meant: str) -> None:
+    arrays = [(np.arange(6 * 7 * 8).reshape(SHAPE) % 250).astype(dtype) for dtype in stored]
+    case = Case("a", tuple(_nifti(tmp_path / f"{n}.nii.gz", array) for n, array in enumerate(arrays)))
+    found = case.read().array
+    assert found.dtype == meant
+    np.testing.assert_array_equal(found, np.stack(arrays))
+
+
 def test_channels_of_another_grid_are_interpolated(tmp_path: Path, image: SourceRef) -> None:
     """A field that is linear in the world is linear on every grid: interpolation gives it back exactly."""
     grid = Geometry((30, 30, 14), np.array([[0, 0.4, 0, 4.0], [0.5, 0, 0, -23], [0, 0, -2.6, 58], [0, 0, 0, 1.0]]))
@@ -109,8 +129,8 @@ def test_uncalibrated_channels_need_one_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_no_number_are_refused_by_name(tmp_path: Path, value: float) -> None:
     array = np.zeros(SHAPE, np.float32)
-    array[1, 2, 3] = value
-    with pytest.raises(InputRefusedError) as caught:
+    array[1, 2, 3:6] = value
+    with pytest.raises(InputRefusedError, match=r"0\.89%") as caught:
         Case("case7", (_nifti(tmp_path / "a.nii", array),)).read()
     assert caught.value.where == "case7"
 

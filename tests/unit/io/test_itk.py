@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
+from allocations import peak_bytes
 
 from unet_med.errors import InputRefusedError
 from unet_med.io.itk import ItkSource, inspect_itk
@@ -136,3 +138,16 @@ def test_what_is_no_image_is_refused(tmp_path: Path, name: str) -> None:
     ref = _one(tmp_path / name)
     assert not ref.usable
     assert str(tmp_path) not in ref.reason
+
+
+def test_reading_makes_no_copy_and_outlives_the_reader(tmp_path: Path) -> None:
+    path = tmp_path / "a.nrrd"
+    image = _image((40, 50, 60))
+    SimpleITK.WriteImage(image, str(path))
+    source = ItkSource(_one(path))
+    arrays = []
+    assert peak_bytes(lambda: arrays.append(source.read().array[0])) < arrays[0].nbytes / 2
+    gc.collect()
+    others = [source.read().array[0] for _ in range(3)]  # would reuse the memory if it were free
+    others[0][...] = 0
+    np.testing.assert_array_equal(arrays[0], SimpleITK.GetArrayFromImage(image).T)

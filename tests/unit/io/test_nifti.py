@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from allocations import peak_bytes
 
 from unet_med.errors import InputRefusedError
 from unet_med.io.nifti import NiftiSource, inspect_nifti
@@ -205,3 +206,20 @@ def test_a_zero_spacing_is_refused(tmp_path: Path) -> None:
     ref = _one(tmp_path / "a.nii")
     assert not ref.usable
     assert "affine" in ref.reason
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(("slope", "kept"), [(1.0, ">i2"), (1.0, "<i2"), (0.5, "<i2")])
+def test_reading_holds_an_image_once(tmp_path: Path, suffix: str, slope: float, kept: str) -> None:
+    array = np.random.default_rng(4).integers(-900, 900, (60, 70, 200)).astype(kept)
+    header = nib.Nifti1Header(endianness=kept[0])
+    header.set_data_dtype(array.dtype)
+    image = nib.Nifti1Image(array, AFFINE, header)
+    image.header.set_slope_inter(slope, 0.0)
+    nib.save(image, tmp_path / f"a{suffix}")
+    source = NiftiSource(_one(tmp_path / f"a{suffix}"))
+    found = []
+    peak = peak_bytes(lambda: found.append(source.read().array[0]))
+    assert peak < 1.2 * found[0].nbytes + 100_000
+    assert found[0].dtype == (np.int16 if slope == 1.0 else np.float32)
+    np.testing.assert_array_equal(found[0], np.asarray(nib.load(tmp_path / f"a{suffix}").dataobj))

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from unet_med.geometry import Geometry
-from unet_med.volume import Region
+from unet_med.volume import slabs
 
 FloatArray = npt.NDArray[np.float64]
-
-SLAB_VOXELS = 2**20
-"""Voxels that are looked at together: what is computed of them in 8 bytes each is small beside any volume."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +44,6 @@ def count_labels(labels: npt.NDArray[np.integer[Any]], highest: int = 0) -> npt.
         found[: len(counts)] += counts
         counts = found
     return counts
-
-
-def slabs(array: npt.NDArray[Any], voxels: int = SLAB_VOXELS) -> Iterator[Region]:
-    """Yields regions of at most ``voxels`` that cover an array, in the order of its memory."""
-    fastest_first = sorted(range(array.ndim), key=lambda axis: abs(array.strides[axis]))
-    steps = [1] * array.ndim
-    for axis in fastest_first:
-        steps[axis] = min(max(1, array.shape[axis]), max(1, voxels))
-        voxels //= steps[axis]
-    slowest_first = fastest_first[::-1]
-    for starts in product(*(range(0, array.shape[axis], steps[axis]) for axis in slowest_first)):
-        begin = dict(zip(slowest_first, starts, strict=True))
-        yield tuple(slice(begin[axis], begin[axis] + steps[axis]) for axis in range(array.ndim))
 
 
 def label_centroids(labels: npt.NDArray[Any]) -> dict[int, FloatArray]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from allocations import peak_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_med.geometry import Geometry
-from unet_med.io.export.measure import count_labels, label_centroids, measure_labels, slabs
+from unet_med.io.export.measure import count_labels, label_centroids, measure_labels
+from unet_med.volume import slabs
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,16 +43,6 @@ def test_counts_are_those_of_the_whole(order: str) -> None:
     some = labels[::-2, :, ::3]
     np.testing.assert_array_equal(count_labels(some, 400), np.bincount(some.ravel(), minlength=401))
     assert count_labels(np.zeros((0, 3), dtype=np.uint8), 2).tolist() == [0, 0, 0]
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Largest memory that numpy holds at once while ``work`` runs."""
-    tracemalloc.start()
-    try:
-        work()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
