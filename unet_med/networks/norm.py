@@ -8,6 +8,7 @@ The formula is the same (Ulyanov et al. 2016), only the order of summation diffe
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -68,7 +69,8 @@ def instance_norm_act(x: Tensor, weight: Tensor, bias: Tensor, slope: float = 1.
     """Normalises each channel of each sample, scales, shifts, and applies a leaky ReLU.
 
     Args:
-        x: (N, C, *s) floating point; channels-last on a CPU takes the fast way and stays channels-last.
+        x: (N, C, *s) floating point; channels-last takes the fast way on a CPU, and on a card where Triton is
+            installed, and stays channels-last.
         weight: (C,) scale; float32 also where ``x`` is bfloat16, statistics are then float32.
         bias: (C,) shift.
         slope: Slope below 0: 1 is no activation, 0 is ReLU.
@@ -83,14 +85,37 @@ def instance_norm_act(x: Tensor, weight: Tensor, bias: Tensor, slope: float = 1.
     elif _is_fast(x):
         out = _InstanceNormAct.apply(x, weight, bias, eps, slope)  # type: ignore[no-untyped-call]
         return out
+    elif _has_kernels(x):
+        from unet_med.networks.fused_norm import fused_instance_norm_act
+
+        return fused_instance_norm_act(x, weight, bias, slope, eps)
     else:
         out = F.instance_norm(x, weight=weight, bias=bias, eps=eps)
     return out if slope == 1.0 else F.leaky_relu(out, slope, inplace=True)
 
 
 def _is_fast(x: Tensor) -> bool:
+    return x.device.type == "cpu" and _is_channels_last(x)
+
+
+def _has_kernels(x: Tensor) -> bool:
+    return x.device.type == "cuda" and x.itemsize <= 4 and _is_channels_last(x) and _kernels_work(x.device)
+
+
+def _is_channels_last(x: Tensor) -> bool:
     layout = _CHANNELS_LAST.get(x.dim())
-    return layout is not None and x.device.type == "cpu" and x.is_contiguous(memory_format=layout)
+    return layout is not None and x.is_contiguous(memory_format=layout)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@lru_cache
+def _kernels_work(device: torch.device) -> bool:
+    """Whether the kernels of :mod:`unet_med.networks.fused_norm` run on a card; the first question tries them."""
+    try:
+        from unet_med.networks.fused_norm import kernels_work
+    except ImportError:  # torch without Triton
+        return False
+    return kernels_work(device)
 
 
 class InstanceNormAct(nn.Module):
