@@ -17,7 +17,8 @@ import torch
 from unet_med.config import ChannelNormalisation, PipelineConfig
 from unet_med.errors import ConfigError, InputRefusedError, ModelError
 from unet_med.geometry import Geometry, reorient
-from unet_med.transforms.resample import GridChange
+from unet_med.transforms.intensity import Intensity, as_float32, measure, nonzero_box
+from unet_med.transforms.resample import GridChange, Scratch, resample_labels
 from unet_med.volume import Region, Volume
 
 ANISOTROPY_RATIO = 3.0
@@ -45,21 +46,42 @@ class Prepared:
     order: tuple[int, ...]
     flips: tuple[bool, ...]
     box: Region
-    _source: torch.Tensor
+    _image: npt.NDArray[Any]
+    _intensities: tuple[Intensity, ...]
     _change: GridChange
 
-    def slab(self, axis: int, start: int, stop: int) -> torch.Tensor:
+    def slab(self, axis: int, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
         """Returns the rows [start, stop) along a spatial axis: (C, *grid) float32, the other axes whole.
 
-        However the grid is cut, a voxel gets the same value (to rounding of float32 where it is resampled).
+        However the grid is cut, a voxel gets the same value: to the bit where nothing is resampled, else to the
+        rounding of float32 (see :mod:`unet_med.transforms.resample`).
+
+        Args:
+            axis: Axis of the network's grid.
+            start: First row.
+            stop: The row after the last.
+            device: Where to compute; ``None``: on the CPU.
         """
-        lo, hi = self._change.support(axis, start, stop)
-        return self._change.slab(self._source.narrow(axis + 1, lo, hi - lo), axis, start, stop)
+        return self._change.slab(self._normalised(axis, start, stop, device), axis, start, stop)
 
     @property
     def array(self) -> npt.NDArray[np.float32]:
-        """All of it: (C, I, J[, K]) float32."""
-        return np.ascontiguousarray(self.slab(0, 0, self.geometry.shape[0]).numpy())
+        """All of it: (C, I, J[, K]) float32, computed anew at every access."""
+        whole = np.empty((len(self._intensities), *self.geometry.shape), dtype=np.float32)
+        scratch = Scratch()
+        for start, stop in self._change.chunks():
+            place = torch.from_numpy(whole[:, start:stop])
+            self._change.slab(self._normalised(0, start, stop), 0, start, stop, place, scratch)
+        return whole
+
+    def _normalised(self, axis: int, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
+        """What the rows [start, stop) are resampled from."""
+        cut = self._image[(slice(None),) * (axis + 1) + (slice(*self._change.support(axis, start, stop)),)]
+        values = as_float32(cut).to(device or "cpu")
+        outside = (values == 0).all(dim=0) if any(one.masked for one in self._intensities) else None
+        for channel, intensity in zip(values, self._intensities, strict=True):
+            intensity.apply_(channel, outside)
+        return values
 
 
 class Preprocessor:
@@ -81,7 +103,9 @@ class Preprocessor:
         self._image_order = settings.image_order
 
     def prepare(self, volume: Volume) -> Prepared:
-        """Returns the volume on the network's grid, normalised.
+        """Decides on the grid and measures the intensities; the volume is neither copied nor changed.
+
+        The result reads the volume's array when it is asked for voxels.
 
         Raises:
             ModelError: if the number of channels is not the pipeline's.
@@ -95,35 +119,18 @@ class Preprocessor:
         order, flips = volume.geometry.canonical_axes()
         turned = reorient(volume.array, order, flips)
         geometry = volume.geometry.reoriented(order, flips)
-        box = _nonzero_box(turned) if self._crop else tuple(slice(0, n) for n in geometry.shape)
-        cropped = turned[(slice(None), *box)]
-        inside = (cropped != 0).any(axis=0) if self._crop else None
-        channels = [
-            _normalise(channel, settings, inside, number)
-            for number, (channel, settings) in enumerate(zip(cropped, self._normalisation, strict=True))
-        ]
+        box = nonzero_box(turned) if self._crop else tuple(slice(0, n) for n in geometry.shape)
+        image = turned[(slice(None), *box)]
+        intensities = measure(image, self._normalisation, nonzero_only=self._crop)
         kept = geometry.crop(box)
         grid = self._network_grid(kept)
-        source = torch.from_numpy(np.ascontiguousarray(np.stack(channels), dtype=np.float32))
         change = GridChange(kept.shape, grid.shape, self._image_order, _coarse_axis(kept, grid))
-        return Prepared(grid, volume.geometry, order, flips, box, source, change)
+        return Prepared(grid, volume.geometry, order, flips, box, image, intensities, change)
 
     def prepare_label(self, label: npt.NDArray[np.integer[Any]], prepared: Prepared) -> npt.NDArray[np.integer[Any]]:
         """Brings labels (I, J[, K]) from the reference grid to the network's; linear per label, then the largest."""
         turned = reorient(label, prepared.order, prepared.flips)[prepared.box]
-        if turned.shape == prepared.geometry.shape:
-            return np.ascontiguousarray(turned)
-        values = np.unique(turned)
-        best = np.zeros(prepared.geometry.shape, dtype=label.dtype)
-        best_share = torch.full(prepared.geometry.shape, -1.0)
-        for value in values:
-            share = _interpolate(torch.from_numpy((turned == value).astype(np.float32))[None], prepared.geometry.shape)[
-                0
-            ]
-            better = share > best_share
-            best_share = torch.where(better, share, best_share)
-            best[better.numpy()] = value
-        return best
+        return resample_labels(turned, prepared.geometry.shape)
 
     def restore(self, logits: torch.Tensor, prepared: Prepared, background: bool = True) -> torch.Tensor:
         """Brings logits (outputs, *network grid) back to the reference grid, linearly.
@@ -155,41 +162,6 @@ class Preprocessor:
             )
         wanted = self._spacing_mm + own[len(self._spacing_mm) :]  # a 2-D network leaves the slice axis alone
         return geometry.resampled(wanted[: geometry.ndim])
-
-
-def _nonzero_box(array: npt.NDArray[Any]) -> Region:
-    """Smallest box that holds every voxel of which any channel is not 0; the whole image if all is 0."""
-    nonzero = (array != 0).any(axis=0)
-    box: list[slice] = []
-    for axis, size in enumerate(nonzero.shape):
-        line = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(nonzero.ndim) if other != axis)))
-        box.append(slice(int(line[0]), int(line[-1]) + 1) if line.size else slice(0, size))
-    return tuple(box)
-
-
-def _normalise(
-    channel: npt.NDArray[Any], settings: ChannelNormalisation, inside: npt.NDArray[np.bool_] | None, number: int
-) -> npt.NDArray[np.float32]:
-    values = channel.astype(np.float32)
-    if settings.scheme == "none":
-        return values
-    if values.min() == values.max():
-        raise InputRefusedError(
-            f"channel {number} holds the same value everywhere", remedy="give an image that shows something"
-        )
-    if settings.scheme == "ct":
-        if settings.window is None or settings.mean is None or settings.sd is None:
-            raise ConfigError("ct normalisation needs window, mean and sd", "preprocess.normalisation", "leave it auto")
-        return np.asarray((values.clip(*settings.window) - settings.mean) / settings.sd, dtype=np.float32)
-    if settings.scheme == "percentile":
-        low, high = np.percentile(values, (0.5, 99.5))
-        values = values.clip(low, high) if high > low else values
-    sample = values if inside is None else values[inside]
-    mean, sd = float(sample.mean(dtype=np.float64)), float(sample.std(dtype=np.float64))
-    values = (values - np.float32(mean)) / np.float32(max(sd, 1e-8))
-    if inside is not None:
-        values[~inside] = 0.0
-    return values
 
 
 def _coarse_axis(kept: Geometry, grid: Geometry) -> int | None:

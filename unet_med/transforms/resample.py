@@ -2,17 +2,23 @@
 
 Along one axis, spline interpolation of order 0, 1 or 3 is a matrix with a narrow band: a target row depends on a few
 source rows (order 3: on the neighbours that the B-spline prefilter reaches before it has decayed below float32). Any
-range of target rows can therefore be computed from its *support*, and a volume slab by slab. The function is that of
+range of target rows can therefore be computed from its *support*, and a volume slab by slab. Blocks of the band are
+small dense matrices, so the work is done by matrix products. The function is that of
 ``scipy.ndimage.zoom(order, mode="nearest", grid_mode=True)``; order 1 is also
 ``torch.nn.functional.interpolate(align_corners=False)`` (Unser, IEEE Signal Processing Magazine 16, 22-38, 1999).
+
+However a grid is cut into slabs, a voxel is the same sum; its terms are added in an order that the matrix product may
+choose by the shape of the slab, so slabs agree to the rounding of float32 (below 1e-6 of the range), not to the bit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from math import floor, sqrt
-from typing import Literal
+from itertools import permutations, product
+from math import prod, sqrt
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +28,47 @@ from torch import Tensor
 Order = Literal[0, 1, 3]
 
 _POLE = sqrt(3.0) - 2.0
-_REACH = 14
-"""Neighbours on each side that the cubic prefilter uses: the next one weighs less than 1e-8."""
+_REACH = 11
+"""Neighbours on each side that the cubic prefilter uses: all further ones together weigh less than 3e-7."""
 
-_BLOCK_SPAN = 36
-"""Source rows between the first and the last target row of one dense block."""
+_BLOCK_SPAN = 16
+"""Source rows between the first and the last target row of a dense block: wider blocks multiply more zeros."""
+
+_CHUNK_VALUES = 2**24
+"""Target voxels of one channel that are computed together: their intermediate grids should stay in the cache."""
+
+_LABEL_VOXELS = 2**23
+_MIXED_VOXELS = 2**19
+"""Voxels of a slab of labels, and those among them that are interpolated together."""
+
+_TIE = 1e-6
+"""Shares of labels that differ by less are equal."""
+
+_LAST_AXIS_COST = 1.6
+"""How much longer a matrix product takes along the axis whose neighbours are adjacent in memory (measured)."""
+
+
+@dataclass
+class Scratch:
+    """Memory for intermediate grids that is used again: fresh pages cost more than the arithmetic on them."""
+
+    _buffers: dict[int, Tensor] = field(default_factory=dict)
+
+    def take(self, slot: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Returns a contiguous tensor with arbitrary content, valid until the slot is taken again."""
+        size = prod(shape)
+        held = self._buffers.get(slot)
+        if held is None or held.numel() < size or held.device != device:
+            self._buffers.pop(slot, None)
+            held = self._buffers[slot] = empty((size,), device)
+        return held[:size].view(shape)
+
+
+def empty(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Returns an uninitialised float32 tensor; on the CPU from NumPy, which asks for huge pages (3x faster to fill)."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty(shape, dtype=np.float32))
+    return torch.empty(shape, dtype=torch.float32, device=device)
 
 
 @dataclass(frozen=True)
@@ -34,7 +76,7 @@ class GridChange:
     """Resampling of a whole grid, which can also be had slab by slab.
 
     Attributes:
-        source, target: Shapes of the two grids; they cover the same box.
+        source, target: Shapes of the two grids (2 or 3 axes); they cover the same box.
         order: Order of the spline.
         coarse: An axis that is resampled by the nearest slice instead.
     """
@@ -44,29 +86,122 @@ class GridChange:
     order: Order
     coarse: int | None = None
 
+    def whole(self, source: Tensor) -> Tensor:
+        """Returns the grid (C, *target) of ``source`` (C, *source) float32, chunk by chunk."""
+        if self.source == self.target:
+            return source
+        out = empty((source.shape[0], *self.target), source.device)
+        scratch = Scratch()
+        for start, stop in self.chunks():
+            lo, hi = self.support(0, start, stop)
+            self.slab(source[:, lo:hi], 0, start, stop, out[:, start:stop], scratch)
+        return out
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Yields the rows [start, stop) of axis 0 that are cheap to compute one after the other."""
+        rows = max(32, _CHUNK_VALUES // prod(self.target[1:]) // 32 * 32)
+        for start in range(0, self.target[0], rows):
+            yield start, min(start + rows, self.target[0])
+
     def support(self, axis: int, start: int, stop: int) -> tuple[int, int]:
         """Returns the source rows [lo, hi) along ``axis`` that the target rows [start, stop) need."""
         return spline_support(self._order(axis), self.target[axis], self.source[axis], start, stop)
 
-    def slab(self, cut: Tensor, axis: int, start: int, stop: int) -> Tensor:
+    def slab(
+        self,
+        cut: Tensor,
+        axis: int,
+        start: int,
+        stop: int,
+        out: Tensor | None = None,
+        scratch: Scratch | None = None,
+    ) -> Tensor:
         """Returns target rows [start, stop) along ``axis``, the other axes whole.
 
         Args:
-            cut: (C, *source) with ``axis`` cut to the support of the rows.
+            cut: (C, *source) float32 with ``axis`` cut to the support of the rows, on any device.
             axis: Spatial axis (0 is the tensor's second).
             start: First target row.
             stop: The row after the last.
+            out: Where to write; ``None``: into a new tensor, or nowhere when the grids are the same.
+            scratch: Memory to use again from call to call.
         """
-        lo, _ = self.support(axis, start, stop)
-        for other in sorted(range(len(self.source)), key=lambda a: self.target[a] / self.source[a]):
-            rows = (lo, start, stop) if other == axis else (0, 0, self.target[other])
-            first, begin, end = rows
-            order = self._order(other)
-            cut = spline_rows(order, cut, other + 1, first, self.source[other], self.target[other], begin, end)
-        return cut
+        if self.source == self.target:
+            return cut if out is None else out.copy_(cut)
+        shape = tuple(stop - start if a == axis else size for a, size in enumerate(self.target))
+        out = empty((cut.shape[0], *shape), cut.device) if out is None else out
+        scratch = scratch or Scratch()
+        steps = self._steps(axis, start, stop)
+        for grid, place in zip(cut, out, strict=True):
+            for number, step in enumerate(steps):
+                size = tuple(step.stop - step.start if a == step.axis else n for a, n in enumerate(grid.shape))
+                target = place if number == len(steps) - 1 else scratch.take(number % 2, size, grid.device)
+                step.apply(grid, target)
+                grid = target
+        return out
 
     def _order(self, axis: int) -> Order:
         return 0 if axis == self.coarse else self.order
+
+    def _steps(self, axis: int, start: int, stop: int) -> tuple[_AxisStep, ...]:
+        """Returns what is done along each axis that changes, in the cheapest order: shrinking axes come first."""
+        steps = []
+        for a, (own, wanted) in enumerate(zip(self.source, self.target, strict=True)):
+            lo, rows = (self.support(a, start, stop)[0], (start, stop)) if a == axis else (0, (0, wanted))
+            if own != wanted:
+                steps.append(_AxisStep(self._order(a), a, lo, own, wanted, *rows))
+        lo, hi = self.support(axis, start, stop)
+        shape = tuple(hi - lo if a == axis else size for a, size in enumerate(self.source))
+        return min(permutations(steps), key=lambda chosen: _cost(chosen, shape))
+
+
+@dataclass(frozen=True)
+class _AxisStep:
+    """Resampling along one axis of a grid: target rows [start, stop) from source rows that begin at ``lo``."""
+
+    order: Order
+    axis: int
+    lo: int
+    in_size: int
+    out_size: int
+    start: int
+    stop: int
+
+    @property
+    def block(self) -> int:
+        """Target rows of one dense block."""
+        return max(16, min(128, _BLOCK_SPAN * self.out_size // self.in_size))
+
+    @property
+    def products(self) -> float:
+        """Multiplications for each target voxel."""
+        return self.block * self.in_size / self.out_size + _taps(self.order)
+
+    def apply(self, grid: Tensor, out: Tensor) -> None:
+        """Writes the target rows of ``grid`` (2 or 3 axes) to ``out``."""
+        axis = self.axis
+        if grid.ndim == 2:
+            grid, out, axis = grid[None], out[None], axis + 1
+        for begin in range(self.start - self.start % self.block, self.stop, self.block):
+            first, last = max(begin, self.start), min(begin + self.block, self.stop)
+            low, weights = _weights(self.order, self.in_size, self.out_size, first, last)
+            weights = weights.to(grid.device)
+            rows = grid.narrow(axis, low - self.lo, weights.shape[1])
+            place = out.narrow(axis, first - self.start, last - first)
+            if axis == 0:
+                rows, place = rows.transpose(0, 1), place.transpose(0, 1)
+            if axis == 2:
+                torch.bmm(rows, weights.T.expand(len(rows), -1, -1), out=place)
+            else:
+                torch.bmm(weights.expand(len(rows), -1, -1), rows, out=place)
+
+
+def _cost(steps: tuple[_AxisStep, ...], shape: tuple[int, ...]) -> float:
+    sizes, total = list(shape), 0.0
+    for step in steps:
+        sizes[step.axis] = step.stop - step.start
+        total += prod(sizes) * step.products * (_LAST_AXIS_COST if step.axis == len(shape) - 1 else 1.0)
+    return total
 
 
 def linear_support(out_size: int, in_size: int, start: int, stop: int) -> tuple[int, int]:
@@ -75,8 +210,117 @@ def linear_support(out_size: int, in_size: int, start: int, stop: int) -> tuple[
 
 
 def linear_rows(source: Tensor, axis: int, lo: int, in_size: int, out_size: int, start: int, stop: int) -> Tensor:
-    """Returns target rows [start, stop) of a linear resampling along one axis; see :func:`spline_rows`."""
-    return spline_rows(1, source, axis, lo, in_size, out_size, start, stop)
+    """Returns target rows [start, stop) of a linear resampling along one axis.
+
+    Args:
+        source: (C, I, J[, K]) float32 on any device, cut along ``axis``.
+        axis: Axis of the tensor, from 1.
+        lo: Row of the whole source that is the first row of ``source``.
+        in_size: Rows of the whole axis in the source.
+        out_size: Rows of the whole axis in the target.
+        start: First target row; ``source`` must hold the support of the rows.
+        stop: The row after the last.
+
+    Returns:
+        A tensor like ``source`` with ``stop - start`` rows along ``axis``; a view where the sizes are equal.
+    """
+    if in_size == out_size:
+        return source.narrow(axis, start - lo, stop - start)
+    step = _AxisStep(1, axis - 1, lo, in_size, out_size, start, stop)
+    out = empty(tuple(stop - start if a == axis else n for a, n in enumerate(source.shape)), source.device)
+    for grid, place in zip(source, out, strict=True):
+        step.apply(grid, place)
+    return out
+
+
+def resample_labels(labels: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Returns labels on the grid ``shape``: each label is interpolated linearly, and the largest share wins.
+
+    Equal shares go to the smallest label; no value appears that was not there. Only voxels between different labels
+    are interpolated, and of those only the (at most 8) labels around each, so many labels cost what few do.
+
+    Args:
+        labels: (*s) integers, any memory order.
+        shape: The target grid, which covers the same box.
+    """
+    if labels.shape == shape:
+        return np.ascontiguousarray(labels)
+    corners = [_corners(own, wanted) for own, wanted in zip(labels.shape, shape, strict=True)]
+    resampled = np.empty(shape, dtype=labels.dtype)
+    step = max(1, _LABEL_VOXELS // prod(shape[1:]))
+    for start in range(0, shape[0], step):
+        rows = slice(start, min(start + step, shape[0]))
+        _fill_labels(labels, [corners[0].rows(rows), *corners[1:]], resampled[rows])
+    return resampled
+
+
+@dataclass(frozen=True, eq=False)
+class _Corners:
+    """The two source rows of each target row along one axis (both the same at an edge), and the second one's share."""
+
+    low: npt.NDArray[np.int64]
+    high: npt.NDArray[np.int64]
+    share: npt.NDArray[np.float64]
+
+    def rows(self, rows: slice | npt.NDArray[np.int64]) -> _Corners:
+        return _Corners(self.low[rows], self.high[rows], self.share[rows])
+
+
+def _corners(in_size: int, out_size: int) -> _Corners:
+    place = _places(in_size, out_size, np.arange(out_size)).clip(0, in_size - 1)
+    low = np.floor(place).astype(np.int64)
+    return _Corners(low, np.minimum(low + 1, in_size - 1), place - low)
+
+
+def _fill_labels(labels: npt.NDArray[Any], corners: list[_Corners], out: npt.NDArray[Any]) -> None:
+    """Writes the winning labels of one slab of the target."""
+    first, last = int(corners[0].low[0]), int(corners[0].high[-1]) + 1
+    source = np.ascontiguousarray(labels[first:last])
+    corners = [_Corners(corners[0].low - first, corners[0].high - first, corners[0].share), *corners[1:]]
+    lows = [axis.low for axis in corners]
+    out[...] = _gather(source, lows)
+    between = [number for number, axis in enumerate(corners) if axis.share.any()]
+    mixed = np.nonzero(_gather(_differs(source, between), lows))
+    for begin in range(0, len(mixed[0]), _MIXED_VOXELS):
+        some = tuple(places[begin : begin + _MIXED_VOXELS] for places in mixed)
+        out[some] = _winners(source, [axis.rows(at) for axis, at in zip(corners, some, strict=True)])
+
+
+def _gather(source: npt.NDArray[Any], rows: list[npt.NDArray[np.int64]]) -> npt.NDArray[Any]:
+    for axis, places in enumerate(rows):
+        if len(places) != source.shape[axis] or (places != np.arange(len(places))).any():
+            source = source.take(places, axis=axis)
+    return source
+
+
+def _differs(source: npt.NDArray[Any], axes: list[int]) -> npt.NDArray[np.bool_]:
+    """Whether the voxel and its next neighbours along the axes (the cell it is the first corner of) differ."""
+    lowest, highest = source, source
+    for axis in axes:
+        following = np.minimum(np.arange(source.shape[axis]) + 1, source.shape[axis] - 1)
+        lowest = np.minimum(lowest, lowest.take(following, axis=axis))
+        highest = np.maximum(highest, highest.take(following, axis=axis))
+    return np.asarray(lowest != highest)
+
+
+def _winners(source: npt.NDArray[Any], corners: Sequence[_Corners]) -> npt.NDArray[Any]:
+    """Returns the label with the largest share at each of n places, whose corners (n,) are given for each axis."""
+    found, shares = [], []
+    for chosen in product(*[(False, True) if axis.share.any() else (False,) for axis in corners]):
+        index = tuple(axis.high if high else axis.low for axis, high in zip(corners, chosen, strict=True))
+        share = np.prod(
+            [axis.share if high else 1 - axis.share for axis, high in zip(corners, chosen, strict=True)], axis=0
+        )
+        found.append(source[index])
+        shares.append(share)
+    best, best_share = found[0], np.full(len(found[0]), -1.0)
+    for label in found:
+        total = np.zeros(len(label))
+        for other, share in zip(found, shares, strict=True):
+            total += np.where(other == label, share, 0.0)
+        better = (total > best_share + _TIE) | ((total > best_share - _TIE) & (label < best))
+        best, best_share = np.where(better, label, best), np.where(better, total, best_share)
+    return best
 
 
 def spline_support(order: Order, out_size: int, in_size: int, start: int, stop: int) -> tuple[int, int]:
@@ -91,71 +335,39 @@ def spline_support(order: Order, out_size: int, in_size: int, start: int, stop: 
     """
     if in_size == out_size:
         return start, stop
-    first, taps = _taps(order)
-    shift = 0.5 if order == 0 else 0.0
-    lowest = floor(_coordinate(start, in_size, out_size) + shift) + first
-    highest = floor(_coordinate(stop - 1, in_size, out_size) + shift) + first + len(taps)
-    return min(max(lowest, 0), in_size - 1), max(min(highest, in_size), 1)
-
-
-def spline_rows(
-    order: Order, source: Tensor, axis: int, lo: int, in_size: int, out_size: int, start: int, stop: int
-) -> Tensor:
-    """Returns target rows [start, stop) of a spline resampling along one axis.
-
-    Args:
-        order: Order of the spline.
-        source: Float tensor of any shape, on any device, cut along ``axis``.
-        axis: Axis of the tensor.
-        lo: Row of the whole source that is the first row of ``source``.
-        in_size: Rows of the whole axis in the source.
-        out_size: Rows of the whole axis in the target.
-        start: First target row; ``source`` must hold the support of the rows.
-        stop: The row after the last.
-
-    Returns:
-        A tensor like ``source`` with ``stop - start`` rows along ``axis``; a view where the sizes are equal.
-    """
-    if in_size == out_size:
-        return source.narrow(axis, start - lo, stop - start)
-    pieces = []
-    step = _block_rows(in_size, out_size)
-    for first in range(start - start % step, stop, step):
-        rows = max(first, start), min(first + step, stop)
-        low, weights = _weights(order, in_size, out_size, *rows)
-        part = source.narrow(axis, low - lo, weights.shape[1]).movedim(axis, -1)
-        pieces.append((part @ weights.to(source.device).T).movedim(-1, axis))
-    return torch.cat(pieces, axis)
-
-
-def _block_rows(in_size: int, out_size: int) -> int:
-    return max(8, min(128, _BLOCK_SPAN * out_size // in_size))
+    first = _first_taps(order, in_size, out_size, np.array([start, stop - 1]))
+    lo, hi = int(first[0]), int(first[1]) + _taps(order)
+    return min(max(lo, 0), in_size - 1), max(min(hi, in_size), 1)
 
 
 @lru_cache(maxsize=1024)
 def _weights(order: Order, in_size: int, out_size: int, start: int, stop: int) -> tuple[int, Tensor]:
     """Returns the first source row and the dense (target rows, source rows) float32 weights of a block."""
     low, high = spline_support(order, out_size, in_size, start, stop)
-    at = np.array([_coordinate(row, in_size, out_size) for row in range(start, stop)])
-    first, _ = _taps(order)
-    base = np.floor(at + 0.5 if order == 0 else at)
-    taps = _taps_at(order, at - base)
-    index = (base[:, None] + first + np.arange(taps.shape[1])).clip(0, in_size - 1).astype(np.int64) - low
+    rows = np.arange(start, stop)
+    first = _first_taps(order, in_size, out_size, rows)
+    place = _places(in_size, out_size, rows)
+    taps = _taps_at(order, place - np.floor(place))
+    beyond_the_edge_counts_as_the_edge = (first[:, None] + np.arange(taps.shape[1])).clip(0, in_size - 1)
     weights = np.zeros((stop - start, high - low))
-    np.add.at(weights, (np.arange(stop - start)[:, None], index), taps)
+    np.add.at(weights, (rows[:, None] - start, beyond_the_edge_counts_as_the_edge - low), taps)
     return low, torch.from_numpy(weights.astype(np.float32))
 
 
-def _coordinate(row: int, in_size: int, out_size: int) -> float:
-    """Where a target row lies among the source rows; faces of the two grids aligned."""
-    return (row + 0.5) * (in_size / out_size) - 0.5
+def _places(in_size: int, out_size: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Where target rows lie among the source rows, the faces of the two grids aligned."""
+    return np.asarray((rows + 0.5) * (in_size / out_size) - 0.5)
 
 
-def _taps(order: Order) -> tuple[int, npt.NDArray[np.float64]]:
-    """Returns the first tap's place relative to the base row, and the prefilter (order 3) or ones."""
-    if order == 3:
-        return -1 - _REACH, np.zeros(4 + 2 * _REACH)
-    return 0, np.zeros(1 + order)
+def _first_taps(order: Order, in_size: int, out_size: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The first source row that has a weight in each target row; may lie beyond the edge."""
+    place = _places(in_size, out_size, rows)
+    shift = {0: 0.5, 1: 0.0, 3: -1.0 - _REACH}[order]
+    return np.asarray(np.floor(place + shift), dtype=np.int64)
+
+
+def _taps(order: Order) -> int:
+    return 4 + 2 * _REACH if order == 3 else 1 + order
 
 
 def _taps_at(order: Order, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
