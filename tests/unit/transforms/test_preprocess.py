@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from unittest.mock import patch
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from unet_med.config import PipelineConfig, parse_config
 from unet_med.errors import InputRefusedError, ModelError
-from unet_med.geometry import Geometry
-from unet_med.transforms.preprocess import OUTSIDE_LOGIT, Preprocessor
+from unet_med.geometry import Geometry, reorient
+from unet_med.transforms import resample
+from unet_med.transforms.preprocess import OUTSIDE_LOGIT, Prepared, Preprocessor
 from unet_med.volume import Volume
 
 
@@ -134,3 +139,89 @@ def test_thick_slices_are_taken_whole() -> None:
     assert prepared.array.shape == (1, 12, 12, 8)
     np.testing.assert_allclose(prepared.array[..., 0::2], array, atol=1e-6)
     np.testing.assert_allclose(prepared.array[..., 1::2], array, atol=1e-6)
+
+
+def by_the_book(volume: Volume, prepared: Prepared, scheme: str, crop: bool) -> npt.NDArray[np.float64]:
+    """The whole image at once in float64: turn, crop, normalise, then scipy's splines."""
+    image = reorient(volume.array, prepared.order, prepared.flips)[(slice(None), *prepared.box)].astype(np.float64)
+    inside = (image != 0).any(axis=0) if crop else np.ones(image.shape[1:], dtype=bool)
+    kept = volume.geometry.reoriented(prepared.order, prepared.flips).crop(prepared.box)
+    coarse = None
+    for geometry in (prepared.geometry, kept):
+        spacing = geometry.spacing_mm or (1.0,)
+        coarse = int(np.argmax(spacing)) if len(spacing) == 3 and max(spacing) / min(spacing) > 3 else coarse
+    done = []
+    for channel in image:
+        values = channel
+        if scheme == "percentile":
+            values = values.clip(*np.percentile(values, (0.5, 99.5)))
+        if scheme != "none":
+            values = np.where(inside, (values - values[inside].mean()) / values[inside].std(), 0)
+        shape = prepared.geometry.shape
+        if coarse is not None:
+            at = (np.arange(shape[coarse]) + 0.5) * values.shape[coarse] / shape[coarse]
+            values = values.take(np.floor(at).astype(int), axis=coarse)
+        zoom = [wanted / own for wanted, own in zip(shape, values.shape, strict=True)]
+        if values.shape != shape:
+            values = ndimage.zoom(values, zoom, order=3, mode="nearest", grid_mode=True)
+        done.append(values)
+    return np.stack(done)
+
+
+@st.composite
+def volumes(draw: st.DrawFn) -> Volume:
+    """One or two channels of any dtype and orientation with a border of zeros."""
+    ndim = draw(st.sampled_from([2, 3]))
+    shape = tuple(draw(st.tuples(*[st.integers(6, 20)] * ndim)))
+    spacing = draw(st.tuples(*[st.sampled_from([0.5, 0.8, 1.0, 1.3])] * (ndim - 1), st.sampled_from([1.0, 2.0, 5.0])))
+    dtype = draw(st.sampled_from(["<i2", ">i2", "u1", "f4", "f8"]))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    array = rng.normal(100, 20, (draw(st.integers(1, 2)), *shape))
+    array[(slice(None), slice(0, 2))] = 0
+    geometry = Geometry.from_spacing(shape, spacing)
+    if ndim == 3:
+        order = tuple(draw(st.permutations(range(3))))
+        flips = draw(st.tuples(*[st.booleans()] * 3))
+        return Volume(reorient(array.astype(dtype), order, flips), geometry.reoriented(order, flips))
+    return Volume(array.astype(dtype), geometry)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    volume=volumes(),
+    spacing=st.none()
+    | st.tuples(st.sampled_from([0.6, 1.0]), st.sampled_from([0.7, 1.0]), st.sampled_from([1.0, 3.2])),
+    scheme=st.sampled_from(["zscore", "percentile", "none"]),
+    crop=st.booleans(),
+    data=st.data(),
+)
+def test_slabs_and_the_whole_are_the_pipeline_by_the_book(
+    volume: Volume, spacing: tuple[float, ...] | None, scheme: str, crop: bool, data: st.DataObject
+) -> None:
+    pipeline = parse_config(
+        {
+            "name": "test",
+            "preprocess": {
+                "spacing_mm": spacing and list(spacing),
+                "normalisation": [{"scheme": scheme}] * volume.channels,
+                "crop_to_nonzero": crop,
+            },
+        },
+        "test",
+    )
+    stored = volume.array.copy()
+    prepared = Preprocessor(pipeline).prepare(volume)
+    with patch.object(resample, "_CHUNK_VALUES", 1):
+        whole = prepared.array
+    expected = by_the_book(volume, prepared, scheme, crop)
+    assert whole.shape == expected.shape == (volume.channels, *prepared.geometry.shape)
+    tolerance = 1e-5 * np.ptp(expected)
+    np.testing.assert_allclose(whole, expected, rtol=0, atol=tolerance)
+    axis = data.draw(st.integers(0, prepared.geometry.ndim - 1))
+    size = prepared.geometry.shape[axis]
+    cuts = sorted({0, size, *data.draw(st.lists(st.integers(0, size), max_size=3))})
+    slabs = torch.cat([prepared.slab(axis, *rows) for rows in itertools.pairwise(cuts)], dim=axis + 1)
+    np.testing.assert_allclose(slabs.numpy(), whole, rtol=0, atol=tolerance)
+    if prepared.geometry.shape == tuple(part.stop - part.start for part in prepared.box):
+        np.testing.assert_array_equal(slabs.numpy(), whole)
+    np.testing.assert_array_equal(volume.array, stored)
