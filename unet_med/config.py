@@ -307,8 +307,9 @@ class PipelineConfig(_Model):
         return None if self.labels == "auto" else {name: entry.value for name, entry in self.labels.items()}
 
     def unresolved(self) -> tuple[str, ...]:
-        """Returns the dotted names of all values that are still ``auto``; precision is chosen by the machine."""
-        return tuple(name for name in _auto_keys(self.model_dump()) if name != "training.precision")
+        """Returns the dotted names of all values that are still ``auto``; precision and engine the machine chooses."""
+        chosen_later = ("training.precision", "inference.engine")
+        return tuple(name for name in _auto_keys(self.model_dump()) if name not in chosen_later)
 
     def to_yaml(self) -> str:
         """Returns the pipeline as YAML that :func:`load_config` reads back to an equal value."""
