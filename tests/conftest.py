@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,18 @@ _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def _private_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's own state or the checkout's MLflow store."""
+    """No test reads or writes the user's own state or cache, or the checkout's MLflow store."""
     home = tmp_path_factory.getbasetemp() / "state"
     home.mkdir(exist_ok=True)
     monkeypatch.setenv("XDG_STATE_HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     monkeypatch.setenv("LOCALAPPDATA", str(home))
+
+
+@pytest.fixture(autouse=True)
+def _no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO stays out of this process with its many native libraries; what needs it uses ``fresh_process``."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
 
 
 @pytest.fixture
