@@ -21,7 +21,7 @@ from unet_med.geometry import Geometry
 Region = tuple[slice, ...]
 """One slice (step 1) for each spatial axis I, J (and K)."""
 
-SLAB_VOXELS = 2**20
+SLAB_VOXELS = 2**18
 """Voxels that are looked at together: what is computed of them in 8 bytes each is small beside any volume."""
 
 
@@ -136,4 +136,4 @@ def slabs(array: npt.NDArray[Any], voxels: int = SLAB_VOXELS) -> Iterator[Region
     slowest_first = fastest_first[::-1]
     for starts in product(*(range(0, array.shape[axis], steps[axis]) for axis in slowest_first)):
         begin = dict(zip(slowest_first, starts, strict=True))
-        yield tuple(slice(begin[axis], begin[axis] + steps[axis]) for axis in range(array.ndim))
+        yield tuple(slice(begin[axis], min(begin[axis] + steps[axis], array.shape[axis])) for axis in range(array.ndim))

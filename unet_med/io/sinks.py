@@ -309,7 +309,7 @@ def _write_volumes(source: ImageSource, target: Path) -> tuple[list[Path], dict[
             array = storable(volume.array[channel])
             with whole_file(path, source.id) as part:
                 save_nifti(part, array, place)
-                checks[path.name] = check_nifti(part, array, place, source.id, centroids=False)
+                checks[path.name] = check_nifti(part, array, place, source.id)
             files.append(path)
     return files, checks
 

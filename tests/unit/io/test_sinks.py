@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import SimpleITK
 import tifffile
+from allocations import peak_bytes
 
 from unet_med.errors import InputRefusedError, MachineError
 from unet_med.geometry import Geometry
 from unet_med.io.export import nifti as nifti_export
+from unet_med.io.export.mask import ExportOptions
 from unet_med.io.nifti import NiftiSource, inspect_nifti
 from unet_med.io.sinks import label_centroids, open_mask_sink, write_image
 from unet_med.labels import LabelMap
@@ -308,6 +310,39 @@ def test_a_wider_value_widens_what_was_lent(tmp_path: Path) -> None:
     sink.labels_of()[0, 0, 1] = 500
     found = np.asanyarray(nib.load(sink.close()[0]).dataobj)
     assert (found[1, 2, 3], found[0, 0, 0], found[0, 0, 1], np.count_nonzero(found)) == (2, 700, 500, 3)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 100])
+def test_both_readers_see_every_voxel_of_a_file_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    monkeypatch.setattr(nifti_export, "_ITK_VOXELS", 1)
+    monkeypatch.setattr(nifti_export, "_ITK_PARTS", parts)
+    monkeypatch.setattr(nifti_export, "SLAB_VOXELS", 6 * 7 * 3)
+    source = _source(Geometry((6, 7, 8), AFFINE), "int16")
+    array = source.volume.array[0]
+    place = nifti_export.NiftiPlace(source)
+    path = tmp_path / "a.nii.gz"
+    nifti_export.save_nifti(path, array, place)
+    assert nifti_export.check_nifti(path, array, place, "a")["readers"] == ["nibabel", "SimpleITK"]
+    for wrong in ((0, 0, 0), (5, 6, 7), (2, 3, 4)):
+        other = array.copy()
+        other[wrong] += 1
+        with pytest.raises(InputRefusedError, match="voxels differ"):
+            nifti_export.check_nifti(path, other, place, "a")
+        with pytest.raises(InputRefusedError, match="voxels differ"):
+            nifti_export.same_values(nifti_export.ItkFile(path), other, "a")
+
+
+@pytest.mark.parametrize("formats", [("nifti",), ("seg-nrrd",)])
+def test_writing_a_longer_mask_takes_no_more_memory(tmp_path: Path, formats: tuple[str, ...]) -> None:
+    peaks = []
+    for length in (30, 150):
+        source = _source(Geometry((160, 160, length), AFFINE), "uint8")
+        sink = open_mask_sink(source, tmp_path / str(length), LABELS, options=ExportOptions(formats))
+        sink.labels_of()[20:140, 20:140, 2:] = 1
+        peaks.append(peak_bytes(sink.close))
+    assert peaks[1] < peaks[0] + 0.05 * 160 * 160 * 120
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6)])

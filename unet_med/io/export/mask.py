@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from unet_med.io.export.measure import LabelMeasure, measure_labels
 from unet_med.io.reading import FileSource
 from unet_med.io.source import SourceRef
 from unet_med.labels import LabelMap
-from unet_med.volume import ImageSource
+from unet_med.volume import ImageSource, Region, slabs
 
 SegType = Literal["binary", "labelmap", "fractional"]
 
@@ -76,21 +76,44 @@ class MaskExport:
         return ref if ref is not None and ref.kind == "dicom" and isinstance(ref.layout, SliceLayout) else None
 
 
+class FileVoxels(Protocol):
+    """The voxels of a file, read part by part.
+
+    Attributes:
+        shape: (I, J, K).
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    def parts(self) -> Iterator[tuple[Region, npt.NDArray[Any]]]:
+        """Yields regions that cover the file, in its order, and their voxels."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class ReadBack:
     """What another library finds in a written file.
 
     Attributes:
         reader: The library.
-        labels: (I, J, K) integers in the file's own axis order.
+        labels: (I, J, K) integers in the file's own axis order, or the file, where it can be read part by part.
         geometry: The grid they lie on, RAS+ mm.
         exact: Whether the format stores voxels, so that every voxel must be the same (contours do not).
     """
 
     reader: str
-    labels: npt.NDArray[np.integer[Any]]
+    labels: npt.NDArray[np.integer[Any]] | FileVoxels
     geometry: Geometry
     exact: bool = True
+
+
+def parts_of(voxels: npt.NDArray[Any] | FileVoxels) -> Iterator[tuple[Region, npt.NDArray[Any]]]:
+    """Yields regions and their voxels, together all of an array or a file."""
+    if isinstance(voxels, np.ndarray):
+        yield from ((region, voxels[region]) for region in slabs(voxels))
+    else:
+        yield from voxels.parts()
 
 
 def source_ref(source: ImageSource) -> SourceRef | None:

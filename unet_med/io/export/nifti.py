@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,17 @@ import SimpleITK
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import CORNER_TOLERANCE_MM, SHEAR_TOLERANCE, Geometry
-from unet_med.io.export.mask import MaskExport, ReadBack
-from unet_med.io.export.measure import label_centroids
+from unet_med.io.export.mask import FileVoxels, MaskExport, ReadBack, parts_of
 from unet_med.io.export.stamp import stamp
+from unet_med.io.itk import array_of
 from unet_med.io.nifti import NiftiSource, copy_forms, forms_agree
-from unet_med.volume import ImageSource
+from unet_med.volume import SLAB_VOXELS, ImageSource, Region, slabs
 
 _NIFTI1_LONGEST = 32767
+_ITK_VOXELS = 2**25
+_ITK_PARTS = 8
+"""SimpleITK reads at least so many voxels at once, and a file in at most so many parts."""
+
 _WORLD = "SimpleITK reads the place of this file by other rules: checked with nibabel alone"
 
 
@@ -33,10 +37,16 @@ def write(export: MaskExport, path: Path) -> None:
 
 
 def check(path: Path, export: MaskExport) -> dict[str, Any]:
-    """Opens the file with both readers, compares every voxel, and stamps what the one that did not write it found."""
+    """Opens the file with both readers, compares every voxel, and stamps what the one that did not write it finds.
+
+    Both read the file part by part: beside the mask in memory there is never a second one.
+    """
     place = NiftiPlace(export.source)
-    record, found = _compare(path, export.labels, place, export.source.id, centroids=True)
-    return record | stamp(export, found)
+    where = export.source.id
+    readers = _readers(path, place)
+    record = _compared(readers, export.labels, place, where, [one.index for one in export.measures.values()])
+    same_values(readers[0].labels, export.labels, where)
+    return record | stamp(export, readers[-1])
 
 
 class NiftiPlace:
@@ -97,56 +107,107 @@ def save_nifti(part: Path, array: npt.NDArray[Any], place: NiftiPlace) -> None:
     nib.save(kind(array, None, header), part)
 
 
-def check_nifti(
-    part: Path, array: npt.NDArray[Any], place: NiftiPlace, where: str, *, centroids: bool
-) -> dict[str, Any]:
-    """Re-opens the file with both readers and compares; returns what was found."""
-    return _compare(part, array, place, where, centroids=centroids)[0]
+def check_nifti(part: Path, array: npt.NDArray[Any], place: NiftiPlace, where: str) -> dict[str, Any]:
+    """Re-opens the file of an image with both readers and compares every voxel; returns what was found."""
+    readers = _readers(part, place)
+    record = _compared(readers, array, place, where, None)
+    for one in readers:
+        same_values(one.labels, array, where)
+    return record
 
 
-def _compare(
-    part: Path, array: npt.NDArray[Any], place: NiftiPlace, where: str, *, centroids: bool
-) -> tuple[dict[str, Any], ReadBack]:
-    """Returns the record of the comparison, and what SimpleITK read (nibabel, where the two differ about places)."""
-    checks: dict[str, Any] = {"readers": [], "corner_mm": 0.0}
-    expected = label_centroids(array) if centroids else {}
-    if centroids:
-        checks["centroid_mm"] = 0.0
-    readers = {"nibabel": _by_nibabel}
+def _readers(path: Path, place: NiftiPlace) -> list[ReadBack]:
+    """Returns the file as nibabel finds it, and as SimpleITK does where the two agree about places."""
+    files: dict[str, _NibabelFile | ItkFile] = {"nibabel": _NibabelFile(path)}
     if place.itk_agrees:
-        readers["SimpleITK"] = read_by_itk
-    else:
+        files["SimpleITK"] = ItkFile(path)
+    return [ReadBack(name, file, file.geometry) for name, file in files.items()]
+
+
+def _compared(
+    readers: Sequence[ReadBack],
+    array: npt.NDArray[Any],
+    place: NiftiPlace,
+    where: str,
+    centroids: Sequence[npt.NDArray[np.float64]] | None,
+) -> dict[str, Any]:
+    """Compares shape, corners and labels' centroids; returns the record of a file whose voxels are the same, too."""
+    checks: dict[str, Any] = {"readers": [one.reader for one in readers], "corner_mm": 0.0}
+    if centroids is not None:
+        checks["centroid_mm"] = 0.0
+    if len(readers) == 1:
         checks["note"] = _WORLD
-    for name, reader in readers.items():
-        values, grid = reader(part)
-        same_values(values, array, where)
-        _same_place(checks, grid, place.geometry, expected, where)
-        checks["readers"].append(name)
-    checks["shape"] = checks["values"] = checks["passed"] = True
-    return checks, ReadBack(name, values, grid)
+    for one in readers:
+        if one.labels.shape != array.shape:
+            raise unlike("shape", where)
+        _same_place(checks, one.geometry, place.geometry, centroids or (), where)
+    return checks | {"shape": True, "values": True, "passed": True}
 
 
-def _by_nibabel(path: Path) -> tuple[npt.NDArray[Any], Geometry]:
-    image = nib.load(path)
-    affine = np.array(image.affine, dtype=np.float64)
-    affine[:3] *= {"micron": 1e-3, "meter": 1e3}.get(image.header.get_xyzt_units()[0], 1.0)
-    return np.asanyarray(image.dataobj), Geometry(image.shape, affine)
+class _NibabelFile:
+    """A file as nibabel reads it: its grid, and its voxels from the first to the last."""
+
+    def __init__(self, path: Path) -> None:
+        self._image = nib.load(path, keep_file_open=True)
+        self.shape: tuple[int, ...] = self._image.shape
+        affine = np.array(self._image.affine, dtype=np.float64)
+        affine[:3] *= {"micron": 1e-3, "meter": 1e3}.get(self._image.header.get_xyzt_units()[0], 1.0)
+        self.geometry = Geometry(self.shape, affine)
+
+    def parts(self) -> Iterator[tuple[Region, npt.NDArray[Any]]]:
+        """Yields regions and their voxels; a compressed file is unpacked once."""
+        for region in _planes(self.shape, max(1, SLAB_VOXELS // (self.shape[0] * self.shape[1]))):
+            yield region, np.asanyarray(self._image.dataobj[region])
 
 
-def read_by_itk(path: Path) -> tuple[npt.NDArray[Any], Geometry]:
-    """Returns values (I, J, K) and grid of a file as SimpleITK reads them."""
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    image = SimpleITK.ReadImage(str(path))
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    array = np.array(SimpleITK.GetArrayViewFromImage(image)).transpose(2, 1, 0)
-    return array, Geometry.from_lps(array.shape, affine)
+class ItkFile:
+    """A file as SimpleITK reads it: its grid, and its voxels part by part.
+
+    SimpleITK unpacks a compressed file again from its beginning for every part: so parts are large, and few.
+
+    Args:
+        path: The file.
+        whole: Read it at once: SimpleITK does so with NRRD whatever part is asked for.
+    """
+
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
+        SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+        self._whole = whole
+        self._reader = SimpleITK.ImageFileReader()
+        self._reader.SetFileName(str(path))
+        self._reader.ReadImageInformation()
+        self.shape: tuple[int, ...] = tuple(int(n) for n in self._reader.GetSize())
+        affine = np.eye(4)
+        affine[:3, :3] = np.array(self._reader.GetDirection()).reshape(3, 3) * np.array(self._reader.GetSpacing())
+        affine[:3, 3] = self._reader.GetOrigin()
+        self.geometry = Geometry.from_lps(self.shape, affine)
+
+    def parts(self) -> Iterator[tuple[Region, npt.NDArray[Any]]]:
+        """Yields regions and their voxels."""
+        planes = self.shape[2]
+        if not self._whole:
+            planes = max(_ITK_VOXELS // (self.shape[0] * self.shape[1]), -(-planes // _ITK_PARTS), 1)
+        for part in _planes(self.shape, planes):
+            self._reader.SetExtractIndex([along.start for along in part])
+            self._reader.SetExtractSize([along.stop - along.start for along in part])
+            values = array_of(self._reader.Execute()).transpose(2, 1, 0)
+            for region in slabs(values):
+                first, last = region[2].start + part[2].start, region[2].stop + part[2].start
+                yield (*region[:2], slice(first, last)), values[region]
 
 
-def same_values(found: npt.NDArray[Any], meant: npt.NDArray[Any], where: str) -> None:
+def _planes(shape: tuple[int, ...], planes: int) -> Iterator[Region]:
+    """Yields regions of so many whole planes, from the first to the last."""
+    for start in range(0, shape[2], planes):
+        yield slice(0, shape[0]), slice(0, shape[1]), slice(start, min(start + planes, shape[2]))
+
+
+def same_values(found: npt.NDArray[Any] | FileVoxels, meant: npt.NDArray[Any], where: str) -> None:
     """Raises InputRefusedError when two arrays are not the same in shape and every value."""
-    if found.shape != meant.shape or not np.array_equal(found, meant, equal_nan=meant.dtype.kind == "f"):
+    nan = meant.dtype.kind == "f"
+    if found.shape != meant.shape or not all(
+        np.array_equal(values, meant[region], equal_nan=nan) for region, values in parts_of(found)
+    ):
         raise unlike("voxels", where)
 
 
@@ -154,16 +215,16 @@ def _same_place(
     checks: dict[str, Any],
     grid: Geometry,
     meant: Geometry,
-    centroids: Mapping[int, npt.NDArray[np.float64]],
+    centroids: Sequence[npt.NDArray[np.float64]],
     where: str,
 ) -> None:
-    """Compares corners and the labels' centroids in mm; the voxels are known to be the same by then."""
+    """Compares corners and the labels' centroids in mm, as if the voxels were the same."""
     tolerance = _tolerance(meant)
     corner = float(np.abs(grid.corners() - meant.corners()).max())
     if corner > tolerance:
         raise unlike("corners", where)
     checks["corner_mm"] = max(checks["corner_mm"], round(corner, 7))
-    for index in centroids.values():
+    for index in centroids:
         apart = float(np.abs(grid.to_world(index) - meant.to_world(index)).max())
         if apart > tolerance:
             raise unlike("label centroids", where)

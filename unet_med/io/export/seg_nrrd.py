@@ -17,7 +17,8 @@ import SimpleITK
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
 from unet_med.io.export.mask import MaskExport, ReadBack
-from unet_med.io.export.nifti import read_by_itk, straightened
+from unet_med.io.export.measure import label_boxes
+from unet_med.io.export.nifti import ItkFile, straightened
 from unet_med.io.export.sidecars import RESEARCH_ONLY
 from unet_med.io.export.stamp import stamp
 from unet_med.labels import Code, Label, LabelCode
@@ -43,8 +44,8 @@ def write(export: MaskExport, path: Path) -> None:
 
 def check(path: Path, export: MaskExport) -> dict[str, Any]:
     """Opens the file by SimpleITK; compares place, voxels, and every segment's name, value, colour and extent."""
-    values, grid = read_by_itk(path)
-    record = stamp(export, ReadBack("SimpleITK", values, grid))
+    file = ItkFile(path, whole=True)
+    record = stamp(export, ReadBack("SimpleITK", file, file.geometry))
     found = _read_segments(path)
     for number, (label, extent) in enumerate(_segments(export)):
         for key, meant in _segment(label, extent):
@@ -89,9 +90,10 @@ def _segmentation(export: MaskExport) -> Iterator[str]:
 
 
 def _segments(export: MaskExport) -> Iterator[tuple[Label, str]]:
-    extents = _extents(export.labels)
+    boxes = label_boxes(export.labels)
     for label in export.label_map.labels:
-        yield label, extents.get(label.index, "0 -1 0 -1 0 -1")
+        box = boxes.get(label.index, (slice(0, 0),) * 3)
+        yield label, " ".join(f"{part.start} {part.stop - 1}" for part in box)
 
 
 def _segment(label: Label, extent: str) -> Iterator[tuple[str, str]]:
@@ -116,18 +118,6 @@ def _tags(code: LabelCode | None) -> str:
 
 def _term(code: Code | None) -> str:
     return "^^" if code is None else "^".join((code.scheme, code.value, code.meaning))
-
-
-def _extents(labels: npt.NDArray[Any]) -> dict[int, str]:
-    """Returns for each label its first and last voxel along each axis."""
-    from scipy import ndimage  # a quarter of a second that other formats need not wait
-
-    boxes = ndimage.find_objects(labels.astype(np.int32, copy=False))
-    return {
-        value: " ".join(f"{part.start} {part.stop - 1}" for part in box)
-        for value, box in enumerate(boxes, start=1)
-        if box is not None
-    }
 
 
 def _read_segments(path: Path) -> dict[str, str]:

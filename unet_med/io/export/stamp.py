@@ -7,15 +7,17 @@ grids and voxels must be the same, too, whatever the order of axes in the file.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from unet_med.errors import InputRefusedError
-from unet_med.geometry import CORNER_TOLERANCE_MM, SHEAR_TOLERANCE, Geometry, reorient
-from unet_med.io.export.mask import MaskExport, ReadBack
-from unet_med.io.export.measure import FloatArray, LabelMeasure, measure_labels
+from unet_med.geometry import CORNER_TOLERANCE_MM, SHEAR_TOLERANCE, Geometry, reorient, undo_reorient
+from unet_med.io.export.mask import MaskExport, ReadBack, parts_of
+from unet_med.io.export.measure import FloatArray, LabelMeasure, LabelSums, count_labels
+from unet_med.volume import Region, slabs
 
 CONTOUR_DICE = 0.98
 """The Dice that every label reaches in a format that stores no voxels."""
@@ -58,7 +60,8 @@ class _Stamp:
         self.found = found
         self.dice = dice
         self.own = export.measures
-        self.theirs = measure_labels(found.labels, found.geometry)
+        self.different = 0
+        self.theirs = self._read()
         self.names = {label.index: label.name for label in export.label_map.labels}
 
     def record(self) -> dict[str, Any]:
@@ -72,6 +75,28 @@ class _Stamp:
         record["volume_ml"] = self._volumes()
         record |= self._voxels() if found.exact else self._overlap()
         return record | {"passed": True}
+
+    def _read(self) -> dict[int, LabelMeasure]:
+        """Goes once through what was found: measures its labels, and counts the voxels that differ from the mask."""
+        sums = LabelSums(len(self.found.labels.shape))
+        meant = self._meant() if self.found.exact else None
+        labelled = 0
+        for region, values in parts_of(self.found.labels):
+            sums.add(values, region)
+            if meant is not None:
+                self.different += int(np.count_nonzero(values != meant[region]))
+                labelled += int(np.count_nonzero(meant[region]))
+        if meant is not None:  # where the file has no voxels, the mask has no labels
+            self.different += sum(label.voxels for label in self.own.values()) - labelled
+        return sums.measures(self.found.geometry)
+
+    def _meant(self) -> npt.NDArray[Any] | None:
+        """Returns the mask in the axis order of what was found, where that is possible: a view."""
+        try:
+            fit = _fit(self.found.geometry, self.export.geometry, _corner_tolerance(self.export.geometry))
+        except InputRefusedError:
+            return None  # said when sizes and places were compared
+        return undo_reorient(self.export.labels[fit.region], fit.order, fit.flips)
 
     def _order(self) -> dict[str, Any]:
         """Compares for all pairs of labels which one lies more to the right, to the front and above."""
@@ -122,28 +147,41 @@ class _Stamp:
 
     def _voxels(self) -> dict[str, Any]:
         grid = self.export.geometry
-        values, corner = self._placed(_corner_tolerance(grid))
-        different = int(np.count_nonzero(values != self.export.labels))
-        if different:
-            raise self._wrong(f"{different} voxels differ")
-        return {"corner_mm": _rounded(corner), "voxels": 0}
+        try:
+            fit = _fit(self.found.geometry, grid, _corner_tolerance(grid))
+        except InputRefusedError as error:
+            raise self._wrong(error.what) from None
+        if self.different:
+            raise self._wrong(f"{self.different} voxels differ")
+        return {"corner_mm": _rounded(fit.apart_mm), "voxels": 0}
 
     def _overlap(self) -> dict[str, Any]:
-        values, _ = self._placed(0.1 * min(self.export.geometry.spacing_mm or (1.0,)))
+        both, ours, theirs = self._shared()
         lowest = 1.0
         for label in self.own:
-            ours, theirs = self.export.labels == label, values == label
-            both = int(np.count_nonzero(ours & theirs))
-            total = int(np.count_nonzero(ours)) + int(np.count_nonzero(theirs))
-            value = 2.0 * both / total
-            if value < self.dice and total - 2 * both > 1:
+            shared, total = int(both[label]), int(ours[label]) + int(theirs[label])
+            value = 2.0 * shared / total
+            if value < self.dice and total - 2 * shared > 1:
                 raise self._wrong(f"{self._name(label)} has a Dice of {value:.3f}, less than {self.dice:g}")
             lowest = min(lowest, value)
         return {"dice": round(lowest, 5)}
 
-    def _placed(self, tolerance_mm: float) -> tuple[npt.NDArray[Any], float]:
+    def _shared(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Returns for each label the voxels that both have, that the mask has, and that were found."""
+        labels, found = self.export.labels, self._placed(0.1 * min(self.export.geometry.spacing_mm or (1.0,)))
+        highest = max(self.own, default=0)
+        both = np.zeros(highest + 1, dtype=np.int64)
+        for region in slabs(labels):
+            mine = labels[region]
+            both += np.bincount(mine[mine == found[region]], minlength=highest + 1)
+        return both, count_labels(labels, highest), count_labels(found, highest)
+
+    def _placed(self, tolerance_mm: float) -> npt.NDArray[Any]:
+        labels = self.found.labels
+        if not isinstance(labels, np.ndarray):
+            labels = np.concatenate([values for _, values in labels.parts()], axis=-1)
         try:
-            return bring_onto(self.found.labels, self.found.geometry, self.export.geometry, tolerance_mm)
+            return bring_onto(labels, self.found.geometry, self.export.geometry, tolerance_mm)[0]
         except InputRefusedError as error:
             raise self._wrong(error.what) from None
 
@@ -166,6 +204,30 @@ class _Stamp:
         )
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """How the axes of one grid become those of another, which part of that one it is, and how far corners are apart."""
+
+    order: tuple[int, ...]
+    flips: tuple[bool, ...]
+    region: Region
+    apart_mm: float
+
+
+def _fit(geometry: Geometry, grid: Geometry, tolerance_mm: float) -> _Fit:
+    """Raises InputRefusedError when voxels of ``geometry`` are no voxels of ``grid``."""
+    order, flips = _turn(geometry, grid)
+    turned = geometry.reoriented(order, flips)
+    start = np.rint(_in_voxels(turned.to_world(np.zeros(3)) - grid.to_world(np.zeros(3)), grid)).astype(int)
+    region = tuple(slice(int(first), int(first) + n) for first, n in zip(start, turned.shape, strict=True))
+    if any(part.start < 0 or part.stop > n for part, n in zip(region, grid.shape, strict=True)):
+        raise _elsewhere("it lies outside of the image")
+    apart = float(np.abs(grid.crop(region).corners() - turned.corners()).max())
+    if apart > tolerance_mm:
+        raise _elsewhere(f"its grid lies {apart:.3g} mm off")
+    return _Fit(order, flips, region, apart)
+
+
 def bring_onto(
     labels: npt.NDArray[Any], geometry: Geometry, grid: Geometry, tolerance_mm: float
 ) -> tuple[npt.NDArray[Any], float]:
@@ -179,21 +241,13 @@ def bring_onto(
     Raises:
         InputRefusedError: when voxels of the one are no voxels of the other.
     """
-    order, flips = _turn(geometry, grid)
-    turned = geometry.reoriented(order, flips)
-    start = np.rint(_in_voxels(turned.to_world(np.zeros(3)) - grid.to_world(np.zeros(3)), grid)).astype(int)
-    region = tuple(slice(int(first), int(first) + n) for first, n in zip(start, turned.shape, strict=True))
-    if any(part.start < 0 or part.stop > n for part, n in zip(region, grid.shape, strict=True)):
-        raise _elsewhere("it lies outside of the image")
-    apart = float(np.abs(grid.crop(region).corners() - turned.corners()).max())
-    if apart > tolerance_mm:
-        raise _elsewhere(f"its grid lies {apart:.3g} mm off")
-    values = reorient(labels, order, flips)
+    fit = _fit(geometry, grid, tolerance_mm)
+    values = reorient(labels, fit.order, fit.flips)
     if values.shape == grid.shape:
-        return values, apart
+        return values, fit.apart_mm
     full = np.zeros(grid.shape, dtype=labels.dtype)
-    full[region] = values
-    return full, apart
+    full[fit.region] = values
+    return full, fit.apart_mm
 
 
 def _turn(geometry: Geometry, grid: Geometry) -> tuple[tuple[int, ...], tuple[bool, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_med.geometry import Geometry
-from unet_med.io.export.measure import count_labels, label_centroids, measure_labels
+from unet_med.io.export import measure
+from unet_med.io.export.measure import count_labels, label_boxes, label_centroids, measure_labels
 from unet_med.volume import slabs
 
 
@@ -46,12 +48,29 @@ def test_counts_are_those_of_the_whole(order: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "measure", [count_labels, label_centroids, lambda labels: measure_labels(labels, Geometry(labels.shape))]
+    "measuring",
+    [count_labels, label_centroids, label_boxes, lambda labels: measure_labels(labels, Geometry(labels.shape))],
 )
-def test_measuring_a_longer_mask_takes_no_more_memory(measure: Callable[[np.ndarray], object]) -> None:
+def test_measuring_a_longer_mask_takes_no_more_memory(measuring: Callable[[np.ndarray], object]) -> None:
     peaks = []
     for length in (20, 160):
         labels = np.zeros((256, 256, length), dtype=np.uint8, order="F")
         labels[50:200, 50:200, 5:] = 3
-        peaks.append(peak_bytes(lambda labels=labels: measure(labels)))
+        peaks.append(peak_bytes(lambda labels=labels: measuring(labels)))
     assert peaks[1] < 1.05 * peaks[0] + 10_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=3), st.integers(1, 50), st.integers(0, 2**32 - 1))
+def test_measures_are_those_of_the_whole_however_it_is_cut(shape: list[int], voxels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = (rng.integers(0, 4, shape) * rng.integers(0, 2, shape)).astype(np.uint16)
+    labels = labels.transpose(rng.permutation(len(shape)))
+    with patch.object(measure, "slabs", lambda array: slabs(array, voxels)):
+        sizes, centres, boxes = count_labels(labels), label_centroids(labels), label_boxes(labels)
+    assert sorted(centres) == sorted(boxes) == [int(value) for value in np.unique(labels) if value]
+    for value, centre in centres.items():
+        points = np.argwhere(labels == value)
+        assert sizes[value] == len(points)
+        np.testing.assert_allclose(centre, points.mean(axis=0), rtol=1e-12)
+        assert boxes[value] == tuple(slice(a, b + 1) for a, b in zip(points.min(0), points.max(0), strict=True))
