@@ -107,7 +107,6 @@ def _is_channels_last(x: Tensor) -> bool:
     return layout is not None and x.is_contiguous(memory_format=layout)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @lru_cache
 def _kernels_work(device: torch.device) -> bool:
     """Whether the kernels of :mod:`unet_med.networks.fused_norm` run on a card; the first question tries them."""
@@ -116,6 +115,10 @@ def _kernels_work(device: torch.device) -> bool:
     except ImportError:  # torch without Triton
         return False
     return kernels_work(device)
+
+
+# torch.compiler.assume_constant_result does the same, but imports the compiler first: more than a second.
+_kernels_work._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class InstanceNormAct(nn.Module):
