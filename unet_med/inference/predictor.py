@@ -110,7 +110,7 @@ class _Model:
                 precision=precision,
                 sha256=self.bundle.sha256,
             )
-            self.engines[key] = open_engine(request, getattr(self.bundle.config.inference, "engine", "auto"))
+            self.engines[key] = open_engine(request, self.bundle.config.inference.engine)
         return self.engines[key]
 
     def skip(self, tiles: Tiles) -> EmptinessRule | None:
