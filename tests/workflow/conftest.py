@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -38,26 +37,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.fixture
 def inline_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predicts in this process: starting the worker's takes longer than its work on toys."""
-    from unet_med.bundle import load_bundle
-    from unet_med.inference.casework import do_case
-    from unet_med.inference.predictor import Predictor
-    from unet_med.inference.worker import CaseJob, Setup
+    from inline_worker import InlineWorker
+
     from unet_med.workflows import predict
 
-    class Inline:
-        def __init__(self, setup: Setup) -> None:
-            self._setup = setup
-
-        def start(self) -> None:
-            """Nothing to start."""
-
-        def wait_ready(self) -> None:
-            self._predictor = Predictor([load_bundle(folder) for folder in self._setup.models], self._setup.device)
-
-        def run(self, job: CaseJob) -> dict[str, Any]:
-            return do_case(self._predictor, job)
-
-        def stop(self) -> None:
-            """Nothing to stop."""
-
-    monkeypatch.setattr(predict, "Worker", Inline)
+    monkeypatch.setattr(predict, "Worker", InlineWorker)

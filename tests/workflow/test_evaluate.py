@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from inline_worker import InlineWorker
 
 from unet_med.bundle import load_bundle
 from unet_med.errors import ModelError, NothingUsableError, UsageError
-from unet_med.inference.casework import do_case
-from unet_med.inference.predictor import Predictor
-from unet_med.inference.worker import CaseJob, Setup
 from unet_med.manifest import load_manifest
 from unet_med.workflows import evaluate as evaluate_module
 from unet_med.workflows.evaluate import evaluate, score_cases
@@ -29,28 +27,11 @@ SHAPE = (15, 13, 10)
 LABELS = {"label_names": "1=bright,2=dark"}
 
 
-class _Inline:
-    """Does a worker's work in this process."""
-
-    def __init__(self, setup: Setup) -> None:
-        bundles = [load_bundle(folder) for folder in setup.models]
-        self._predictor = Predictor(bundles, setup.device, setup.mirror, setup.memory_gb)
-
-    def wait_ready(self) -> None:
-        """Ready."""
-
-    def run(self, job: CaseJob) -> dict[str, Any]:
-        return do_case(self._predictor, job)
-
-    def stop(self) -> None:
-        """Nothing to stop."""
-
-
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(evaluate_module, "Worker", _Inline)
+    monkeypatch.setattr(evaluate_module, "Worker", InlineWorker)
     yield
     torch.set_num_threads(before)
 

@@ -13,13 +13,10 @@ import pytest
 import SimpleITK
 import torch
 from dicom_writer import Series, set_stored, write
+from inline_worker import InlineWorker
 
 from unet_med import cli
-from unet_med.bundle import load_bundle
 from unet_med.errors import ConfigError, UsageError
-from unet_med.inference.casework import do_case
-from unet_med.inference.predictor import Predictor
-from unet_med.inference.worker import CaseJob, Setup
 from unet_med.io.export import seg_nrrd
 from unet_med.workflows import predict as predict_module
 from unet_med.workflows.predict import predict
@@ -38,33 +35,11 @@ labels:
 """
 
 
-class _Inline:
-    """Does a worker's work in this process."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self._predictor: Predictor | None = None
-
-    def start(self) -> None:
-        """Nothing to start."""
-
-    def wait_ready(self) -> None:
-        bundles = [load_bundle(folder) for folder in self._setup.models]
-        self._predictor = Predictor(bundles, self._setup.device)
-
-    def run(self, job: CaseJob) -> dict[str, Any]:
-        assert self._predictor is not None
-        return do_case(self._predictor, job)
-
-    def stop(self) -> None:
-        """Nothing to stop."""
-
-
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(predict_module, "Worker", _Inline)
+    monkeypatch.setattr(predict_module, "Worker", InlineWorker)
     yield
     torch.set_num_threads(before)
 
@@ -171,15 +146,17 @@ def test_codes_are_asked_for_before_anything_is_done(
     assert cli.main([*words, "--labels", str(tmp_path / "block.yaml")]) == 0
 
 
-def test_a_file_that_is_no_dicom_has_no_dicom_outputs(tiny_bundle, tmp_path: Path) -> None:
+def test_a_file_that_is_no_dicom_has_no_dicom_outputs(tiny_bundle, series: Path, tmp_path: Path) -> None:
+    """Beside a series the file alone is refused."""
     array = np.random.default_rng(0).normal(100, 20, (12, 10, 8)).astype(np.float32)
-    (tmp_path / "in").mkdir()
-    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "in" / "case.nii.gz")
+    nib.save(nib.Nifti1Image(array, np.eye(4)), series / "case.nii.gz")
     out = tmp_path / "out"
-    outcome = predict(str(tiny_bundle()), tmp_path / "in", out, formats=["nifti", "rtstruct"])
-    entry = _one(out)
-    assert (outcome.exit_code, entry["status"], entry["outputs"]) == (4, "refused", [])
-    assert "rtstruct refers to the slices of a DICOM series" in entry["reason"]
+    outcome = predict(str(tiny_bundle()), series, out, formats=["nifti", "rtstruct"])
+    entries = {entry["id"]: entry for entry in outcome.result["cases"]}
+    assert outcome.exit_code == 3
+    assert sorted(entry["status"] for entry in entries.values()) == ["done", "refused"]
+    assert entries["case"]["outputs"] == []
+    assert "rtstruct refers to the slices of a DICOM series" in entries["case"]["reason"]
     assert not list(out.glob("case*"))
 
 

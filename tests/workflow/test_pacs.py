@@ -24,14 +24,11 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from inline_worker import InlineWorker
 from pacs_peers import HOST, PASSWORD, USER, Orthanc, free_port, orthanc, receiver, tidy_servers, wait_until
 
-from unet_med.bundle import load_bundle
 from unet_med.cli import main
 from unet_med.errors import ConfigError, ModelError, Terminated, UsageError
-from unet_med.inference.casework import do_case
-from unet_med.inference.predictor import Predictor
-from unet_med.inference.worker import CaseJob, Setup
 from unet_med.workflows import predict as predict_module
 from unet_med.workflows import receive as receive_module
 from unet_med.workflows.receive import receive
@@ -48,28 +45,6 @@ LABELS = """labels:
 """
 
 
-class _Inline:
-    """Does a worker's work in this process: most tests are not about processes, and starting one takes seconds."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self._predictor: Predictor | None = None
-
-    def start(self) -> None:
-        """Nothing to start."""
-
-    def wait_ready(self) -> None:
-        bundles = [load_bundle(folder) for folder in self._setup.models]
-        self._predictor = Predictor(bundles, self._setup.device, self._setup.mirror, self._setup.memory_gb)
-
-    def run(self, job: CaseJob) -> dict[str, Any]:
-        assert self._predictor is not None
-        return do_case(self._predictor, job)
-
-    def stop(self) -> None:
-        """Nothing to stop."""
-
-
 @pytest.fixture
 def real_process() -> None:
     """Asked for by tests that need the worker to be a process."""
@@ -80,7 +55,7 @@ def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     if "real_process" not in request.fixturenames:
-        monkeypatch.setattr(predict_module, "Worker", _Inline)
+        monkeypatch.setattr(predict_module, "Worker", InlineWorker)
     yield
     torch.set_num_threads(before)
 

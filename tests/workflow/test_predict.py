@@ -21,42 +21,16 @@ import pytest
 import SimpleITK
 import tifffile
 import torch
+from inline_worker import InlineWorker
 
-from unet_med.bundle import load_bundle
 from unet_med.errors import MachineError, ModelError, NothingUsableError, UsageError
 from unet_med.inference import process
-from unet_med.inference.casework import do_case
-from unet_med.inference.predictor import Predictor
-from unet_med.inference.worker import CaseJob, Setup
 from unet_med.io.export import nifti as nifti_export
 from unet_med.workflows import journal
 from unet_med.workflows import predict as predict_module
 from unet_med.workflows.predict import predict
 
 OBLIQUE = np.array([[0.0, -0.9, 0.1, 10.0], [0.8, 0.1, 0.2, -20.0], [0.05, 0.15, 2.0, 30.0], [0.0, 0.0, 0.0, 1.0]])
-
-
-class _Inline:
-    """Does a worker's work in this process: most tests are not about processes, and starting one takes seconds."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self._predictor: Predictor | None = None
-
-    def start(self) -> None:
-        """Nothing to start."""
-
-    def wait_ready(self) -> None:
-        setup = self._setup
-        bundles = [load_bundle(folder) for folder in setup.models]
-        self._predictor = Predictor(bundles, setup.device, setup.mirror, setup.memory_gb)
-
-    def run(self, job: CaseJob) -> dict[str, Any]:
-        assert self._predictor is not None
-        return do_case(self._predictor, job)
-
-    def stop(self) -> None:
-        """Nothing to stop."""
 
 
 @pytest.fixture
@@ -70,7 +44,7 @@ def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     if "real_process" not in request.fixturenames:
-        monkeypatch.setattr(predict_module, "Worker", _Inline)
+        monkeypatch.setattr(predict_module, "Worker", InlineWorker)
     yield
     torch.set_num_threads(before)
 
@@ -243,17 +217,17 @@ KILLER = """
 import os, signal, sys
 from pathlib import Path
 from unet_med.inference import casework
-do_case = casework.do_case
-def dying(predictor, job):
-    if job.case.id == {case!r}:
+compute = casework.CaseWork.compute
+def dying(self):
+    if self.job.case.id == {case!r}:
         marks = Path({marks!r})
         deaths = len(list(marks.iterdir()))
         if deaths < {times}:
             (marks / str(deaths)).touch()
-            (job.folder / "half.nii.gz").write_bytes(b"half")
+            (self.job.folder / "half.nii.gz").write_bytes(b"half")
             os.kill(os.getpid(), signal.{signal})
-    return do_case(predictor, job)
-casework.do_case = dying
+    compute(self)
+casework.CaseWork.compute = dying
 from unet_med.inference.worker import main
 main()
 """
@@ -437,6 +411,26 @@ def test_unknown_formats_are_named(tiny_bundle, scans: Path, tmp_path: Path, for
         predict(str(tiny_bundle()), scans, tmp_path / "out", formats=formats)
 
 
+def test_a_dicom_format_without_a_dicom_series_is_refused_before_anything_is_made(
+    tiny_bundle, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InlineWorker, "wait_ready", None)
+    with pytest.raises(NothingUsableError, match="no image is one"):
+        predict(str(tiny_bundle()), scans, tmp_path / "out", formats=["nifti,rtstruct"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_computed_is_told(tiny_bundle, scans: Path, tmp_path: Path) -> None:
+    outcome = predict(str(tiny_bundle()), scans, tmp_path / "out", device="cpu")
+    for entry in outcome.result["cases"]:
+        assert entry["engine"].split()[0] in ("torch", "openvino")
+        assert entry["windows"] == 1
+        assert entry["windows_skipped"] == 0
+    name, precision = outcome.result["cases"][0]["engine"].split()
+    told = [line for line in outcome.lines if line.startswith("computed on")]
+    assert told == [f"computed on cpu by {name} in {precision}: {outcome.result['cases'][0]['engine_why']}"]
+
+
 def test_a_damaged_or_newer_model_stops_before_anything_is_made(tiny_bundle, scans: Path, tmp_path: Path) -> None:
     model = tiny_bundle()
     weights = (model / "model.safetensors").read_bytes()
@@ -510,11 +504,11 @@ def test_a_folder_that_cannot_be_written_is_told(tiny_bundle, scans: Path, tmp_p
 LOOKING = """
 import sys
 from unet_med.inference import casework, worker
-do_case = casework.do_case
-def looking(predictor, job):
+result = casework.CaseWork.result
+def looking(self):
     heavy = sorted({"monai", "mlflow", "pandas", "torch"} & set(sys.modules))
-    return do_case(predictor, job) | {"notes": heavy}
-casework.do_case = looking
+    return result(self) | {"notes": heavy}
+casework.CaseWork.result = looking
 worker.main()
 """
 

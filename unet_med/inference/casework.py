@@ -1,11 +1,16 @@
-"""One case from its files to its mask, its volumes, its preview and its scores."""
+"""One case from its files to its mask, its volumes, its preview and its scores, in three stages.
+
+Reading, predicting and writing may run in three threads, each with another case; whatever goes wrong in a stage stays
+with its case.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +20,13 @@ from PIL import Image
 
 from unet_med.errors import InputRefusedError, MachineError, ModelError, UnetMedError
 from unet_med.geometry import Geometry
-from unet_med.inference.peak import peak_mb, reset_peak
-from unet_med.inference.predictor import Predictor, is_out_of_memory
+from unet_med.inference.peak import PeakMeter
+from unet_med.inference.predictor import Prediction, Predictor, is_out_of_memory
 from unet_med.inference.worker import CaseJob
 from unet_med.io.atomic import whole_file
+from unet_med.io.cases import OpenCase
 from unet_med.io.export.formats import FORMATS
+from unet_med.io.export.measure import count_labels
 from unet_med.io.sinks import VolumeMaskSink, check_formats, open_mask_sink
 from unet_med.labels import LabelMap
 from unet_med.manifest import ManifestCase
@@ -29,81 +36,258 @@ from unet_med.volume import MaskSink, Volume
 
 logger = logging.getLogger(__name__)
 
+MemoryCheck = Callable[[Geometry, int], list[str]]
+"""Given the grid and the channels of an image, raises MachineError when it cannot fit; returns notes."""
+
+_BYTES = 4  # of a voxel in memory: float32
+
 
 class OutputError(MachineError):
     """The outputs cannot be written: going on with the next case makes no sense."""
 
 
 @dataclass
-class _Shown:
-    """The frame with the most labelled voxels, for the preview."""
+class _Frame:
+    """A frame on its way; the image is forgotten when nothing needs it any more."""
 
-    volume: Volume | None = None
+    number: int
+    volume: Volume | None
+    truth: npt.NDArray[Any] | None
     labels: npt.NDArray[Any] | None = None
-    truth: npt.NDArray[Any] | None = None
-    voxels: int = -1
-
-    def offer(self, volume: Volume, labels: npt.NDArray[Any], truth: npt.NDArray[Any] | None) -> None:
-        voxels = int(np.count_nonzero(labels))
-        if voxels > self.voxels:
-            self.volume, self.labels, self.truth, self.voxels = volume, labels, truth, voxels
+    voxels: int = 0
 
 
-@dataclass
-class _Work:
-    """What a case leaves behind while it is worked on."""
+class CaseWork:
+    """One case that is worked on.
 
-    notes: list[str] = field(default_factory=list)
-    volumes: list[dict[str, Any]] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    checks: dict[str, Any] = field(default_factory=dict)
-    scores: dict[str, Any] | None = None
+    Args:
+        job: What is asked.
+        predictor: Predicts it, in :meth:`compute` alone.
+        meter: Measures its memory.
+        check_memory: Is asked before it is predicted.
+
+    Attributes:
+        job: What is asked.
+    """
+
+    def __init__(
+        self,
+        job: CaseJob,
+        predictor: Predictor,
+        meter: PeakMeter | None = None,
+        check_memory: MemoryCheck | None = None,
+    ) -> None:
+        self.job = job
+        self._predictor = predictor
+        self._meter = meter or PeakMeter()
+        self._check_memory = check_memory
+        self._span = 0
+        self._status = "done"
+        self._reason: str | None = None
+        self._starved = False
+        self._output_error: OutputError | None = None
+        self._seconds = 0.0
+        self._notes: list[str] = []
+        self._provenance: dict[str, Any] = {}
+        self._opened: OpenCase | None = None
+        self._first: _Frame | None = None
+        self._frames: list[_Frame] = []
+        self._shown: _Frame | None = None
+        self._sink: MaskSink | None = None
+        self._computed: dict[str, Any] = {}
+        self._made: dict[str, Any] = {}
+
+    @property
+    def image_bytes(self) -> int:
+        """Memory of one frame of the image and its labels."""
+        case = self.job.case
+        return (_BYTES * case.channels + 1) * prod(case.geometry.shape)
+
+    # ---- the three stages -------------------------------------------------------------------------------------------
+
+    def read(self) -> None:
+        """Reads the first frame and its truth; the frames of a movie that follow are read when their turn comes."""
+        self._guarded(self._read)
+
+    def compute(self) -> None:
+        """Predicts all frames."""
+        self._guarded(self._compute)
+
+    def write(self) -> None:
+        """Writes and checks the mask, counts labels, scores and draws."""
+        self._guarded(self._write)
+        self._forget()
+
+    def result(self) -> dict[str, Any]:
+        """Returns the record of the case; see :func:`do_case`.
+
+        Raises:
+            OutputError: when the outputs cannot be written (disk full).
+        """
+        peak = self._meter.end(self._span)
+        if self._output_error is not None:
+            raise self._output_error
+        return {
+            "id": self.job.case.id,
+            "status": self._status,
+            "reason": self._reason,
+            "outputs": [],
+            "seconds": round(self._seconds, 3),
+            "peak_memory_mb": peak,
+            "checks": {},
+            "volumes": [],
+            "notes": self._notes,
+            "device": self._predictor.device.type,
+            "precision": ", ".join(dict.fromkeys(self._predictor.precisions)),
+            "out_of_memory": self._starved,
+            **self._computed,
+            **(self._made if self._status == "done" else {}),
+        }
+
+    # ---- inside -----------------------------------------------------------------------------------------------------
+
+    def _guarded(self, stage: Callable[[], None]) -> None:
+        """Times a stage and keeps what goes wrong in it; nothing more is done with a case that failed."""
+        if self._status != "done":
+            return
+        started = time.perf_counter()
+        try:
+            stage()
+        except OutputError as error:
+            self._output_error = error
+            self._end("failed", error.what)
+        except (InputRefusedError, ModelError) as error:
+            self._end("refused", _reason(error))
+        except UnetMedError as error:
+            self._end("failed", _reason(error), isinstance(error, MachineError))
+        except Exception as error:  # one broken case must not stop the others
+            logger.debug("a case failed", exc_info=True)
+            starved = is_out_of_memory(error)
+            unexpected = f"an unexpected {type(error).__name__}; please report it"
+            self._end("failed", "out of memory" if starved else unexpected, starved)
+        finally:
+            self._seconds += time.perf_counter() - started
+
+    def _end(self, status: str, reason: str, starved: bool = False) -> None:
+        self._status, self._reason, self._starved = status, reason, starved
+        if self._sink is not None:
+            self._sink.abort()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._opened = self._first = self._shown = self._sink = None
+        self._frames = []
+
+    def _note(self, notes: Sequence[str]) -> None:
+        self._notes += [note for note in notes if note not in self._notes]
+
+    def _read(self) -> None:
+        self._span = self._meter.begin()
+        case = self.job.case
+        check_formats(case.reference_source(), self.job.export)
+        self._opened = case.open()
+        self._first = self._frame(self._opened, case.frames[0])
+
+    def _frame(self, opened: OpenCase, number: int) -> _Frame:
+        truth = None
+        if self.job.truth is not None:
+            truth = _truth(self.job.truth, self._predictor.labels, number)
+        return _Frame(number, opened.read(frame=number), truth)
+
+    def _compute(self) -> None:
+        case = self.job.case
+        if self._opened is None or self._first is None:
+            raise InputRefusedError("the case has no frame", case.id, "check the file")
+        if self._check_memory is not None:
+            self._note(self._check_memory(case.geometry, case.channels))
+        self._sink = self._open_sink()
+        frame = self._first
+        self._first = None
+        for position, number in enumerate(case.frames):
+            if position:
+                frame = self._frame(self._opened, number)
+            self._predict(frame, position, self._sink)
+
+    def _predict(self, frame: _Frame, position: int, sink: MaskSink) -> None:
+        unsure = any(FORMATS[name].needs_probabilities(self.job.export) for name in self.job.export.formats)
+        volume = frame.volume
+        if volume is None:
+            return
+        prediction = self._predictor.predict(volume, probabilities=unsure, out=sink.labels_of(position))
+        if prediction.probabilities is not None and isinstance(sink, VolumeMaskSink):
+            sink.write_probabilities(prediction.probabilities)
+        frame.labels = prediction.labels
+        self._frames.append(frame)
+        self._account(prediction)
+        self._show(frame, prediction.labels)
+
+    def _account(self, prediction: Prediction) -> None:
+        self._note(prediction.notes)
+        self._computed = {
+            "engine": prediction.engine,
+            "engine_why": prediction.engine_why,
+            "windows": self._computed.get("windows", 0) + prediction.windows,
+            "windows_skipped": self._computed.get("windows_skipped", 0) + prediction.windows_skipped,
+        }
+        self._provenance["engine"] = prediction.engine
+
+    def _show(self, frame: _Frame, labels: npt.NDArray[Any]) -> None:
+        """Keeps the image of the frame with the most labelled voxels, for the preview, and no other."""
+        frame.voxels = int(np.count_nonzero(labels))
+        loser: _Frame | None = frame
+        if self.job.preview and (self._shown is None or frame.voxels > self._shown.voxels):
+            loser, self._shown = self._shown, frame
+        if loser is not None:
+            loser.volume = None
+
+    def _open_sink(self) -> MaskSink:
+        job = self.job
+        target = job.folder / job.masks / job.name
+        self._provenance = {
+            **job.provenance,
+            "device": self._predictor.device.type,
+            "precision": list(self._predictor.precisions),
+            "notes": self._notes,
+        }
+        return open_mask_sink(job.case.reference_source(), target, self._predictor.labels, self._provenance, job.export)
+
+    def _write(self) -> None:
+        labels, geometry = self._predictor.labels, self.job.case.geometry
+        files = [] if self._sink is None else _close(self._sink)
+        checks = dict(getattr(self._sink, "checks", {}))
+        volumes: list[dict[str, Any]] = []
+        pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
+        for frame in self._frames:
+            if frame.labels is None:
+                continue
+            volumes += label_volumes(frame.labels, geometry, labels, frame.number if len(self._frames) > 1 else None)
+            if frame.truth is not None:
+                pairs.append((frame.labels, frame.truth))
+        self._made = {"checks": checks, "volumes": volumes}
+        if pairs:
+            self._made["labels"] = _scores(pairs, geometry, labels)
+        if self.job.preview:
+            files.append(_write_preview(self.job, self._shown, self.job.export.labels or labels))
+        self._made["outputs"] = [path.relative_to(self.job.folder).as_posix() for path in files]
 
 
 def do_case(predictor: Predictor, job: CaseJob) -> dict[str, Any]:
-    """Does one case; whatever goes wrong with the case alone is in the result.
+    """Does one case, one stage after the other; whatever goes wrong with the case alone is in the result.
 
     Returns:
         JSON-able: ``id``, ``status`` (``done``, ``refused`` or ``failed``), ``reason``, ``outputs`` (relative to the
-        folder), ``seconds``, ``peak_memory_mb``, ``checks``, ``volumes``, ``notes``, ``device``, ``precision``,
-        ``out_of_memory`` and, for cases with truth, ``labels`` (scores).
+        folder), ``seconds`` (of its own work, without waiting for other cases), ``peak_memory_mb`` (the most that the
+        process held from its reading to its writing, with what it held of other cases), ``checks``, ``volumes``,
+        ``notes``, ``device``, ``precision``, ``out_of_memory``; when it was predicted ``engine``, ``engine_why``,
+        ``windows``, ``windows_skipped``; for cases with truth ``labels`` (scores).
 
     Raises:
         OutputError: when the outputs cannot be written (disk full).
     """
-    started = time.perf_counter()
-    reset_peak()
-    work = _Work()
-    status, reason, starved = "done", None, False
-    try:
-        _do(predictor, job, work)
-    except OutputError:
-        raise
-    except (InputRefusedError, ModelError) as error:
-        status, reason = "refused", _reason(error)
-    except UnetMedError as error:
-        status, reason, starved = "failed", _reason(error), isinstance(error, MachineError)
-    except Exception as error:  # one broken case must not stop the others
-        logger.debug("a case failed", exc_info=True)
-        starved = is_out_of_memory(error)
-        status = "failed"
-        reason = "out of memory" if starved else f"an unexpected {type(error).__name__}; please report it"
-    if status != "done":
-        work = _Work(notes=work.notes)
-    return {
-        "id": job.case.id,
-        "status": status,
-        "reason": reason,
-        "outputs": [path.relative_to(job.folder).as_posix() for path in work.files],
-        "seconds": round(time.perf_counter() - started, 3),
-        "peak_memory_mb": peak_mb(),
-        "checks": work.checks,
-        "volumes": work.volumes,
-        "notes": work.notes,
-        "device": predictor.device.type,
-        "precision": ", ".join(dict.fromkeys(predictor.precisions)),
-        "out_of_memory": starved,
-    } | ({} if work.scores is None else {"labels": work.scores})
+    work = CaseWork(job, predictor)
+    for stage in (work.read, work.compute, work.write):
+        stage()
+    return work.result()
 
 
 def score_case(predictor: Predictor, truth: ManifestCase) -> tuple[dict[str, Any], list[str]]:
@@ -112,62 +296,13 @@ def score_case(predictor: Predictor, truth: ManifestCase) -> tuple[dict[str, Any
     Returns:
         What :func:`unet_med.metrics.case_metrics` returns, and notes.
     """
-    work = _Work()
+    notes: list[str] = []
     pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
     for frame in truth.case.frames:
         prediction = predictor.predict(truth.case.read(frame))
-        work.notes += [note for note in prediction.notes if note not in work.notes]
+        notes += [note for note in prediction.notes if note not in notes]
         pairs.append((prediction.labels, _truth(truth, predictor.labels, frame)))
-    return _scores(pairs, truth.case.geometry, predictor.labels), work.notes
-
-
-def _do(predictor: Predictor, job: CaseJob, work: _Work) -> None:
-    case = job.case
-    check_formats(case.reference_source(), job.export)
-    unsure = any(FORMATS[name].needs_probabilities(job.export) for name in job.export.formats)
-    opened = case.open()
-    shown = _Shown()
-    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
-    sink: MaskSink | None = None
-    provenance = {
-        **job.provenance,
-        "device": predictor.device.type,
-        "precision": list(predictor.precisions),
-        "notes": work.notes,
-    }
-    try:
-        for position, frame in enumerate(case.frames):
-            volume = opened.read(frame=frame)
-            truth = None if job.truth is None else _truth(job.truth, predictor.labels, frame)
-            prediction = predictor.predict(volume, probabilities=unsure)
-            work.notes += [note for note in prediction.notes if note not in work.notes]
-            if sink is None:
-                sink = _open_sink(job, predictor.labels, provenance)
-            sink.write(None, prediction.labels, position)
-            if prediction.probabilities is not None and isinstance(sink, VolumeMaskSink):
-                sink.write_probabilities(prediction.probabilities)
-            number = frame if len(case.frames) > 1 else None
-            work.volumes += label_volumes(prediction.labels, volume.geometry, predictor.labels, number)
-            if truth is not None:
-                pairs.append((prediction.labels, truth))
-            if job.preview:
-                shown.offer(volume, prediction.labels, truth)
-        if sink is not None:
-            work.files += _close(sink)
-            work.checks = dict(getattr(sink, "checks", {}))
-        if pairs:
-            work.scores = _scores(pairs, case.geometry, predictor.labels)
-        if job.preview:
-            work.files.append(_write_preview(job, shown, job.export.labels or predictor.labels))
-    except BaseException:
-        if sink is not None:
-            sink.abort()
-        raise
-
-
-def _open_sink(job: CaseJob, labels: LabelMap, provenance: Mapping[str, Any]) -> MaskSink:
-    target = job.folder / job.masks / job.name
-    return open_mask_sink(job.case.reference_source(), target, labels, provenance, job.export)
+    return _scores(pairs, truth.case.geometry, predictor.labels), notes
 
 
 def _close(sink: MaskSink) -> list[Path]:
@@ -181,7 +316,7 @@ def label_volumes(
     labels: npt.NDArray[np.integer[Any]], geometry: Geometry, label_map: LabelMap, frame: int | None = None
 ) -> list[dict[str, Any]]:
     """Returns the size of every label: ml for volumes, mm2 for pictures, px or voxels when uncalibrated."""
-    counts = np.bincount(labels.ravel(), minlength=len(label_map.labels) + 1)
+    counts = count_labels(labels, highest=len(label_map.labels))
     rows: list[dict[str, Any]] = []
     for label in label_map.labels:
         voxels = int(counts[label.index])
@@ -215,9 +350,9 @@ def _scores(
     )
 
 
-def _write_preview(job: CaseJob, shown: _Shown, labels: LabelMap) -> Path:
+def _write_preview(job: CaseJob, shown: _Frame | None, labels: LabelMap) -> Path:
     path = job.folder / "previews" / f"{job.name}.png"
-    if shown.volume is None or shown.labels is None:
+    if shown is None or shown.volume is None or shown.labels is None:
         raise InputRefusedError("the case has no frame", job.case.id, "check the file")
     geometry = shown.volume.geometry
     picture = outline_preview(

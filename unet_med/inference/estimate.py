@@ -6,12 +6,14 @@ writing come on top, and other programs slow a machine down.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import prod
+from pathlib import Path
 
 import psutil
 import torch
@@ -131,6 +133,56 @@ def estimate_case(geometry: Geometry, config: PipelineConfig, cost: WindowCost, 
     image = 2 * channels * prod(geometry.shape) + channels * prod(grid)
     logits = outputs * (prod(grid) + prod(geometry.shape))
     return CaseCost(windows, windows * cost.seconds, cost.peak_bytes + _BYTES * (image + logits))
+
+
+def available_bytes() -> int:
+    """Returns the memory that this process can still take: what is free on the machine, or less in a container.
+
+    A control group (docker, SLURM, Kubernetes) ends a process that goes beyond its limit, whatever the machine has.
+    """
+    free = int(psutil.virtual_memory().available)
+    return min([free, *(max(0, limit - used) for limit, used in _group_memory())])
+
+
+def _group_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[tuple[int, int]]:
+    """Returns limit and use of each control group of this process that has a limit, in bytes."""
+    try:
+        lines = own.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+    found: list[tuple[int, int]] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit, use = root, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            base, limit, use = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = base / path.strip("/")
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(base))):
+            pair = _number_in(folder / limit), _number_in(folder / use)
+            if pair[0] is not None and pair[1] is not None:
+                found.append((pair[0], pair[1] - _reclaimable(folder)))
+    return found
+
+
+def _number_in(path: Path) -> int | None:
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of files that the kernel keeps in memory and gives back when it is needed."""
+    try:
+        text = (folder / "memory.stat").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    found = re.search(r"^(?:total_)?inactive_file (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def _window(config: PipelineConfig) -> tuple[tuple[int, ...], int]:

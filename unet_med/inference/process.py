@@ -27,7 +27,7 @@ class WorkerDiedError(Exception):
 
 
 class Worker:
-    """A process that predicts one case after the other; a new one is started when it has died.
+    """A process that predicts case by case, and reads and writes others meanwhile; a new one is started when it died.
 
     Args:
         setup: What it loads.
@@ -76,22 +76,32 @@ class Worker:
             remedy="free some memory, then start the same command again; --debug shows more",
         )
 
-    def run(self, job: CaseJob) -> dict[str, Any]:
-        """Does one case.
-
-        Returns:
-            What :func:`unet_med.inference.casework.do_case` returns.
+    def submit(self, job: CaseJob) -> None:
+        """Hands a case over; it is done when those before it are.
 
         Raises:
-            WorkerDiedError: when the process dies over it; the next call starts another.
-            UnetMedError: when the outputs cannot be written.
+            WorkerDiedError: when the process is dead.
+            UnetMedError: what loading the model raised, if the process had to be started.
         """
         self.wait_ready()
         try:
             send(self._pipe("stdin"), job)
         except OSError:
             raise self._died() from None
-        return dict(self._receive())
+
+    def collect(self) -> dict[str, Any] | None:
+        """Waits for a case that is finished, or for room for another.
+
+        Returns:
+            What :func:`unet_med.inference.casework.do_case` returns; ``None`` when another case may be handed over.
+
+        Raises:
+            WorkerDiedError: when the process dies; what it was given is lost, the next call starts another.
+            UnetMedError: when outputs cannot be written; finished cases came before.
+        """
+        self.wait_ready()
+        record = self._receive()
+        return None if record is None else dict(record)
 
     def stop(self) -> None:
         """Ends the process at once; safe to call again."""

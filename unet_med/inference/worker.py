@@ -3,6 +3,9 @@
 It is started as a fresh interpreter and spoken to through two pipes, its standard input and output; everything that
 libraries print goes to standard error. It ends by itself when its parent is gone. Both ends are this package, so the
 messages are pickles; no file is ever read that way.
+
+It says ``ready`` when the models are loaded, ``next`` when it has room for another case, ``done`` with the record of a
+case, and ``refused`` with the error when the job cannot go on.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from unet_med.errors import UnetMedError
+from unet_med.inference.overlap import CaseLine, Tell
 from unet_med.io.export.mask import ExportOptions
 from unet_med.redaction import PrivateFormatter
 
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
     from unet_med.manifest import ManifestCase
 
 _HEADER = struct.Struct(">Q")
+_SHARE_OF_MEMORY = 0.25
+"""Of the free memory, what the images of several cases in work may take; larger ones are done one after the other."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Setup:
         models: Bundle folders.
         device: As given to ``--device``.
         mirror: Whether to average over flips; ``None``: as the pipeline says.
-        memory_gb: Budget of a forward pass.
+        memory_gb: Budget of prediction beyond the image, its labels and the models; then cases do not overlap.
         log_level: Level of the parent's log.
         threads: Threads of torch; ``None`` for its own choice.
     """
@@ -110,9 +117,16 @@ def main() -> None:
     os.dup2(2, 1)
     jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, jobs), daemon=True).start()
-    predictor = _start(jobs.get(), answers)
-    while predictor is not None:
-        send(answers, _answer(predictor, jobs.get()))
+    lock = threading.Lock()
+
+    def tell(kind: str, content: object) -> None:
+        with lock:
+            send(answers, (kind, content))
+
+    setup = jobs.get()
+    predictor = _start(setup, tell)
+    if predictor is not None:
+        _line(predictor, setup, jobs, tell).run()
 
 
 def _listen(pipe: BinaryIO, jobs: queue.SimpleQueue[Any]) -> None:
@@ -124,9 +138,7 @@ def _listen(pipe: BinaryIO, jobs: queue.SimpleQueue[Any]) -> None:
         os._exit(0)
 
 
-def _start(setup: Setup, answers: BinaryIO) -> Predictor | None:
-    from unet_med.errors import UnetMedError
-
+def _start(setup: Setup, tell: Tell) -> Predictor | None:
     if setup.log_level > logging.DEBUG:
         warnings.simplefilter("ignore")
     handler = logging.StreamHandler(sys.stderr)
@@ -144,20 +156,27 @@ def _start(setup: Setup, answers: BinaryIO) -> Predictor | None:
         bundles = [load_bundle(folder) for folder in setup.models]
         predictor = Predictor(bundles, setup.device, setup.mirror, setup.memory_gb)
     except UnetMedError as error:
-        send(answers, ("refused", error))
+        tell("refused", error)
         return None
-    send(answers, ("ready", {"device": predictor.device.type, "precisions": predictor.precisions}))
+    tell("ready", {"device": predictor.device.type, "precisions": predictor.precisions})
     return predictor
 
 
-def _answer(predictor: Predictor, job: CaseJob) -> tuple[str, Any]:
-    from unet_med.errors import UnetMedError
-    from unet_med.inference.casework import do_case
+def _line(predictor: Predictor, setup: Setup, jobs: queue.SimpleQueue[Any], tell: Tell) -> CaseLine:
+    from unet_med.inference import casework
+    from unet_med.inference.estimate import available_bytes
+    from unet_med.inference.peak import PeakMeter
 
-    try:
-        return "done", do_case(predictor, job)
-    except UnetMedError as error:
-        return "refused", error
+    meter = PeakMeter()
+
+    def ask() -> casework.CaseWork:
+        tell("next", None)
+        return casework.CaseWork(jobs.get(), predictor, meter)
+
+    def budget() -> float:
+        return 0.0 if setup.memory_gb is not None else _SHARE_OF_MEMORY * available_bytes()
+
+    return CaseLine(ask, tell, budget)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
-"""Cases into an output folder, one after the other: claimed, predicted in a process of their own, recorded.
+"""Cases into an output folder: claimed, predicted in a process of their own, recorded and reported.
 
-``predict`` and ``evaluate`` share this. A case that kills its process is tried again; at the third death it is marked
-as failed and the others go on. Several commands may work on one folder.
+``predict`` and ``evaluate`` share this. Several commands may work on one folder.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,24 +17,24 @@ from typing import Any
 from unet_med import __version__
 from unet_med.bundle import BundleInfo
 from unet_med.errors import MachineError, UnetMedError
-from unet_med.identity import case_tag
-from unet_med.inference.process import Worker, WorkerDiedError
+from unet_med.inference.process import Worker
 from unet_med.inference.worker import CaseJob
 from unet_med.io.atomic import whole_file, write_json
 from unet_med.io.cases import Case
 from unet_med.io.export.mask import ExportOptions
 from unet_med.io.export.sidecars import RESEARCH_ONLY, write_label_tables
 from unet_med.manifest import ManifestCase
-from unet_med.workflows.journal import MAX_DEATHS, Claim, Journal, input_state
-
-logger = logging.getLogger(__name__)
+from unet_med.workflows.dispatch import Dispatch, files_of, unfinished
+from unet_med.workflows.journal import Journal
 
 REPORT = "report.json"
 VOLUMES = "volumes.csv"
 _RESERVED = {"report", "journal", "metrics", "volumes", "previews", "masks"}
-_PUBLIC = ("id", "status", "reason", "outputs", "seconds", "peak_memory_mb", "checks", "notes", "device", "precision")
+_PUBLIC = (
+    *("id", "status", "reason", "outputs", "seconds", "peak_memory_mb", "checks", "notes", "device", "precision"),
+    *("engine", "engine_why", "windows", "windows_skipped"),
+)
 _VOLUME_COLUMNS = ("id", "label", "ml", "value", "unit", "voxels", "frame")
-_POLL_SECONDS = 0.5
 _REPORT_SECONDS = 1.0
 
 
@@ -73,28 +71,23 @@ class CaseFolder:
         Raises:
             MachineError: when the disk is full; what is finished is kept.
         """
-        waiting = list(cases)
         try:
-            if any(not self.journal.is_done(case.id, _files(case)) for case in waiting):
+            if any(not self.journal.is_done(case.id, files_of(case)) for case in cases):
                 worker.wait_ready()
         except UnetMedError:
             worker.stop()
             self.journal.discard()
             raise
-        self.journal.write_file_table(self.table or {case.id: _files(case) for case in cases})
+        self.journal.write_file_table(self.table or {case.id: files_of(case) for case in cases})
+
+        def make_job(case: Case, staging: Path, sha256: str) -> CaseJob:
+            return self._job(case, staging, sha256, (truths or {}).get(case.id))
+
+        dispatch = Dispatch(self.journal, worker, make_job)
         try:
-            while waiting:
-                left: list[Case] = []
-                for case in waiting:
-                    record = self._attempt(case, worker, (truths or {}).get(case.id))
-                    if record is None:
-                        left.append(case)
-                        continue
-                    yield record
-                    self._report_now_and_then()
-                if len(left) == len(waiting):
-                    time.sleep(_POLL_SECONDS)  # other processes work on all of them
-                waiting = left
+            for record in dispatch.run(cases):
+                yield record
+                self._report_now_and_then()
         except BaseException:
             with suppress(UnetMedError, OSError):
                 self.write_report()
@@ -145,60 +138,18 @@ class CaseFolder:
         self._reported[0] = time.monotonic()
         return content
 
-    # ---- one case -----------------------------------------------------------------------------------------------
+    # ---- inside -------------------------------------------------------------------------------------------------
 
-    def _attempt(self, case: Case, worker: Worker, truth: ManifestCase | None) -> dict[str, Any] | None:
-        """Returns the record of a case, or ``None`` when another process works on it."""
-        files = _files(case)
-        if self.journal.is_done(case.id, files):
-            self.journal.tidy(case.id)
-        else:
-            claim = self.journal.claim(case.id)
-            if claim is None:
-                return None
-            try:
-                if not self.journal.is_done(case.id, files):
-                    self._do(claim, case, files, worker, truth)
-            finally:
-                self.journal.release(claim)
-        return self.journal.record(case.id)
-
-    def _do(self, claim: Claim, case: Case, files: Sequence[Path], worker: Worker, truth: ManifestCase | None) -> None:
-        try:
-            state = input_state(files)
-        except OSError:
-            reason = "a file of the image cannot be read any more: restore it, then start the same command again"
-            self.journal.finish(claim, _unfinished(case.id, "refused", reason))
-            return
-        job = CaseJob(
+    def _job(self, case: Case, staging: Path, sha256: str, truth: ManifestCase | None) -> CaseJob:
+        return CaseJob(
             case,
             output_name(case.id),
-            claim.staging,
-            self._provenance(case, state["sha256"]),
+            staging,
+            self._provenance(case, sha256),
             masks=self.masks,
             truth=truth,
             export=self.export,
         )
-        why = "its process"
-        while claim.deaths < MAX_DEATHS:
-            try:
-                record = worker.run(job)
-            except WorkerDiedError as error:
-                why = error.why
-                claim = self.journal.died(claim)
-                logger.warning("%s killed its process (%s), death %d", case_tag(case.id), why, claim.deaths)
-                continue
-            if record["status"] != "done":
-                self.journal.finish(claim, {**record, "input": state})
-                return
-            outputs = [claim.staging / name for name in record["outputs"]]
-            self.journal.finish(claim, {**record, "input": state}, outputs)
-            return
-        reason = (
-            f"the process that worked on it died {claim.deaths} times ({why}; out of memory?): free some memory, "
-            f"then delete journal/{case.id}.done.json and start the same command again"
-        )
-        self.journal.finish(claim, {**_unfinished(case.id, "failed", reason), "input": state})
 
     def _provenance(self, case: Case, sha256: str) -> dict[str, Any]:
         first = self.models[0]
@@ -233,7 +184,7 @@ def config_sha256(info: BundleInfo) -> str:
 
 def refused_entry(case_id: str, reason: str) -> dict[str, Any]:
     """Returns the entry of ``report.json`` for something that discovery refused."""
-    return {key: _unfinished(case_id, "refused", reason).get(key) for key in _PUBLIC}
+    return {key: unfinished(case_id, "refused", reason).get(key) for key in _PUBLIC}
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -254,21 +205,3 @@ def starved(records: Sequence[Mapping[str, Any]]) -> MachineError | None:
         names[0],
         "close other programs or use a machine with more memory, then start the same command again",
     )
-
-
-def _files(case: Case) -> list[Path]:
-    return [path for source in case.sources for path in source.files]
-
-
-def _unfinished(case_id: str, status: str, reason: str) -> dict[str, Any]:
-    return {
-        "id": case_id,
-        "status": status,
-        "reason": reason,
-        "outputs": [],
-        "seconds": 0.0,
-        "peak_memory_mb": None,
-        "checks": {},
-        "volumes": [],
-        "notes": [],
-    }

@@ -85,13 +85,15 @@ class Journal:
     def is_done(self, case_id: str, files: Sequence[Path]) -> bool:
         """Whether the case needs no more work: its outputs exist and its input is still the same.
 
-        A case that was refused or failed before this start is tried again, unless it has killed its process too often.
+        A case that was refused or failed before this start is tried again, unless it has killed its process too often;
+        one whose files have changed is tried again in any case.
         """
         record = self.record(case_id)
         if record is None:
             return False
         if record["status"] != "done":
-            return bool(record.get("deaths", 0) >= MAX_DEATHS) or record["recorded"] >= self._started
+            is_final = record.get("deaths", 0) >= MAX_DEATHS or record["recorded"] >= self._started
+            return bool(is_final) and ("input" not in record or same_input(record["input"], files))
         if not all((self.out / name).exists() for name in record["outputs"]):
             return False
         return same_input(record.get("input"), files)

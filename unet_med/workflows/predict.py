@@ -17,7 +17,7 @@ from unet_med.inference.worker import Setup
 from unet_med.io.cases import Case, group_cases
 from unet_med.io.discover import discover
 from unet_med.io.export.choices import export_options
-from unet_med.io.export.formats import parse_formats
+from unet_med.io.export.formats import FORMATS, parse_formats
 from unet_med.io.export.mask import ExportOptions, SegType
 from unet_med.io.source import IntakeOptions, SourceRef
 from unet_med.workflows.casefolder import REPORT, CaseFolder, refused_entry, starved
@@ -85,6 +85,7 @@ def predict(
         refused = [source for source in discovery.sources if not source.usable]
         if not cases:
             raise _nothing_usable(refused, sum(entry.count for entry in discovery.skipped))
+        _check_formats(cases, export)
         options = {"tta": tta, **_asked(export, labels), "intake": asdict(intake)}
         job = _job(models, options) | {"input": folder_key(input)}
         folder = CaseFolder(
@@ -159,12 +160,16 @@ def _lines(
         lines.append(f"... and {len(troubled) - _SHOWN} more in {REPORT}")
     notes = dict.fromkeys(f"{entry['id']}: {note}" for entry in entries for note in entry.get("notes") or ())
     lines += [f"note: {note}" for note in list(notes)[:_SHOWN]]
-    computed = sorted({f"{r['device']} in {r['precision']}" for r in records if r.get("device")})
-    if computed:
-        lines.append(f"computed on {' and '.join(computed)}")
+    lines += dict.fromkeys(_computed(record) for record in records if record.get("engine"))
     lines.append(f"masks, previews, {REPORT} and volumes.csv: {folder.journal.out}")
     lines.append("Research use only")
     return lines
+
+
+def _computed(record: Mapping[str, Any]) -> str:
+    """Says what computed a case and why, for example ``computed on cpu by openvino in bf16: the fastest of two``."""
+    engines = ", ".join(" in ".join(engine.split()) for engine in record["engine"].split(", "))
+    return f"computed on {record['device']} by {engines}: {record['engine_why']}"
 
 
 def _setup(models: Sequence[BundleInfo], tta: bool, device: str, memory_gb: float | None) -> Setup:
@@ -193,6 +198,17 @@ def _check_places(source: Path, out: Path) -> None:
         raise UsageError(
             "the output folder is the input folder or lies in it", "OUT", "give an output folder outside of the input"
         )
+
+
+def _check_formats(cases: Sequence[Case], export: ExportOptions) -> None:
+    """Refuses a format of DICOM before any model is loaded when no image is a DICOM series."""
+    for name in export.formats:
+        if FORMATS[name].needs_dicom and not any(case.sources[0].kind == "dicom" for case in cases):
+            raise NothingUsableError(
+                f"{name} refers to the slices of a DICOM series, and no image is one",
+                "--format",
+                "predict on the DICOM series itself, or ask for nifti or seg-nrrd",
+            )
 
 
 def _share(part: str | None) -> tuple[int, int]:

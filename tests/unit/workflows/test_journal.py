@@ -107,6 +107,19 @@ def test_refused_cases_are_tried_again_by_the_next_start_only(tmp_path: Path, sc
     assert not open_job(tmp_path / "out", JOB, overwrite=False).is_done("a", [scan])
 
 
+@pytest.mark.parametrize("deaths", [0, 3])
+def test_a_refused_case_is_tried_again_when_its_files_have_changed(tmp_path: Path, scan: Path, deaths: int) -> None:
+    journal = open_job(tmp_path / "out", JOB, overwrite=False)
+    claim = journal.claim("a")
+    assert claim is not None
+    for _ in range(deaths):
+        claim = journal.died(claim)
+    journal.finish(claim, {"id": "a", "status": "refused", "outputs": [], "input": input_state([scan])})
+    assert journal.is_done("a", [scan])
+    scan.write_bytes(b"mended voxels")
+    assert not journal.is_done("a", [scan])
+
+
 def test_another_job_is_refused_and_named(tmp_path: Path) -> None:
     open_job(tmp_path / "out", JOB, overwrite=False)
     with pytest.raises(UsageError, match=r"another job \(another model sha256\).*--overwrite"):
