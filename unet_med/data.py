@@ -27,7 +27,14 @@ from unet_med.labels import LabelMap
 from unet_med.losses import border_weight_map
 from unet_med.manifest import ManifestCase
 from unet_med.networks import admissible_patch, context_voxels
-from unet_med.transforms.augment import apply_intensity, draw_intensity, draw_spatial, sample_patch
+from unet_med.transforms.augment import (
+    IntensityChange,
+    SpatialChange,
+    apply_intensity,
+    draw_intensity,
+    draw_spatial,
+    sample_patch,
+)
 from unet_med.transforms.preprocess import Preprocessor
 
 logger = logging.getLogger(__name__)
@@ -216,12 +223,35 @@ def _foreground_positions(label: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np
     return np.concatenate(rows)
 
 
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Everything that is random about a patch.
+
+    Attributes:
+        case: What it is cut from.
+        slice: Place along the last axis, where a 2-D patch is cut from a volume.
+        centre: (d,) centre of the patch in the case, in voxels.
+        spatial: Where its voxels come from.
+        intensity: What happens to its values.
+    """
+
+    case: CachedCase
+    slice: int | None
+    centre: npt.NDArray[np.float64]
+    spatial: SpatialChange
+    intensity: IntensityChange
+
+
 class PatchDataset(Dataset[dict[str, torch.Tensor]]):
     """Random, augmented patches; item ``i`` depends on (seed, i) and nothing else.
 
     An item is ``image`` (C, *patch + 2 * context) float32, ``label`` (*patch) int64 and, for a border-weighted loss,
     ``weight`` (*patch) float32. Cases come in a new random order at every pass; of every stretch of items the
     configured share is centred on a labelled voxel.
+
+    Attributes:
+        patch: Voxels of a label patch along each axis.
+        context: Voxels that the image is larger, on each side of each axis.
     """
 
     def __init__(self, cases: Sequence[CachedCase], config: PipelineConfig) -> None:
@@ -230,8 +260,8 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         self._cases = tuple(cases)
         self._config = config
         self._dims = config.dims
-        self._patch = admissible_patch(config.network, config.dims, config.sampling.patch_voxels)
-        self._context = context_voxels(config.network, config.dims)
+        self.patch = admissible_patch(config.network, config.dims, config.sampling.patch_voxels)
+        self.context = context_voxels(config.network, config.dims)
         self._share = config.sampling.foreground_share
         self._order: tuple[int, npt.NDArray[np.int64]] = (-1, np.zeros(0, dtype=np.int64))
 
@@ -239,32 +269,36 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         return 2**62
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        rng = np.random.default_rng((self._config.seed, index))
-        case = self.case_of(index)
-        label = case.label()
-        forced = int((index + 1) * self._share) > int(index * self._share)
-        anchor = _draw_anchor(case, rng) if forced else None
-        arrays: dict[str, npt.NDArray[Any]] = {"image": case.image(), "label": label[None]}
-        weight = case.weight()
+        sample = self.draw(index)
+        arrays: dict[str, npt.NDArray[Any]] = {"image": sample.case.image(), "label": sample.case.label()[None]}
+        weight = sample.case.weight()
         if weight is not None:
             arrays["weight"] = weight[None]
-        if label.ndim > self._dims:
-            k = int(anchor[-1]) if anchor is not None else int(rng.integers(label.shape[-1]))
-            arrays = {name: array[..., k] for name, array in arrays.items()}
-            anchor = None if anchor is None else anchor[:-1]
-        centre = _draw_centre(arrays["label"].shape[1:], self._patch, anchor, rng)
-        change = draw_spatial(self._config.augment, rng, self._dims, case.spacing_mm)
-        item = self._cut(arrays, centre, change)
-        item["image"] = torch.from_numpy(
-            apply_intensity(item["image"].numpy(), draw_intensity(self._config.augment, rng))
-        )
+        if sample.slice is not None:
+            arrays = {name: array[..., sample.slice] for name, array in arrays.items()}
+        item = self._cut(arrays, sample.centre, sample.spatial)
+        item["image"] = torch.from_numpy(apply_intensity(item["image"].numpy(), sample.intensity))
         return item
+
+    def draw(self, index: int) -> Sample:
+        """Returns everything that is random about sample ``index``."""
+        rng = np.random.default_rng((self._config.seed, index))
+        case = self.case_of(index)
+        forced = int((index + 1) * self._share) > int(index * self._share)
+        anchor = _draw_anchor(case, rng) if forced else None
+        shape, position = case.shape, None
+        if len(shape) > self._dims:
+            position = int(anchor[-1]) if anchor is not None else int(rng.integers(shape[-1]))
+            shape, anchor = shape[:-1], None if anchor is None else anchor[:-1]
+        centre = _draw_centre(shape, self.patch, anchor, rng)
+        spatial = draw_spatial(self._config.augment, rng, self._dims, case.spacing_mm)
+        return Sample(case, position, centre, spatial, draw_intensity(self._config.augment, rng))
 
     def _cut(
         self, arrays: dict[str, npt.NDArray[Any]], centre: npt.NDArray[np.float64], change: Any
     ) -> dict[str, torch.Tensor]:
-        mirrored = any(self._context)
-        wide = tuple(p + 2 * c for p, c in zip(self._patch, self._context, strict=True))
+        mirrored = any(self.context)
+        wide = tuple(p + 2 * c for p, c in zip(self.patch, self.context, strict=True))
         item = {
             "image": torch.from_numpy(
                 sample_patch(arrays["image"], centre, wide, change, nearest=False, mirrored_border=mirrored)
@@ -273,7 +307,7 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         for name in ("label", "weight"):
             if name in arrays:
                 patch = sample_patch(
-                    arrays[name], centre, self._patch, change, nearest=name == "label", mirrored_border=mirrored
+                    arrays[name], centre, self.patch, change, nearest=name == "label", mirrored_border=mirrored
                 )[0]
                 item[name] = torch.from_numpy(patch)
         item["label"] = item["label"].round().long()
@@ -332,9 +366,9 @@ def patch_loader(
         rank: Number of this process among those that share each step; it gets every ``world``-th sample of a batch.
         world: How many they are.
     """
-    batches = [
+    batches = (
         list(range(step * batch_size + rank, (step + 1) * batch_size, world)) for step in range(first_step, last_step)
-    ]
+    )
     loader = DataLoader(
         dataset,
         batch_sampler=batches,

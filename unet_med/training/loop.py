@@ -2,14 +2,17 @@
 
 A :class:`~unet_med.training.trainer.Trainer` holds the state that changes; :func:`fit` drives it. Randomness lives in
 the data set (a function of seed and sample index) and in dropout (seeded at every step), so a run resumed from its
-checkpoint takes exactly the steps it would have taken.
+checkpoint takes exactly the steps it would have taken, whatever the number of processes was or is.
+
+Of several processes (:mod:`unet_med.training.distributed`) the first keeps the time and writes; all take every branch
+together.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,18 +23,18 @@ import torch
 from unet_med.config import PipelineConfig
 from unet_med.data import CachedCase, PatchDataset, patch_loader
 from unet_med.errors import MachineError
+from unet_med.inference.allocator import freed_memory_kept
 from unet_med.training.checkpoint import load_checkpoint, save_checkpoint
-from unet_med.training.schedule import Schedule, schedule_by_epochs, schedule_by_time
+from unet_med.training.pace import FEW_STEPS, Pace, too_few_remedy
+from unet_med.training.schedule import Schedule, schedule_by_epochs
 from unet_med.training.stopping import asked_to_stop
 from unet_med.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-_CALIBRATION_STEPS = (3, 24)
-_CALIBRATION_CASES = 4
-_CALIBRATION_SHARE = 0.03
-_FINISH_SHARE = 0.02
-_OVERTIME = 1.08
+_MEASURED_CASES = 4
+_ENDLESS = 2**48
+_VALIDATION_SECONDS = "seconds_per_validation"
 
 
 class EpochRecord(Protocol):
@@ -53,7 +56,7 @@ class FitResult:
         steps: Steps taken in all.
         seconds: Time spent in this fold, all its starts together.
         seconds_per_step: Median of the steps of this start.
-        notes: What a user should know (stopped early, precision, threads).
+        notes: What a user should know (stopped early, few steps).
     """
 
     last: dict[str, torch.Tensor]
@@ -81,67 +84,70 @@ def fit(
     """Trains one fold to its end.
 
     Args:
-        trainer: A fresh trainer.
+        trainer: A fresh trainer; its team trains together, and all of it calls this with the same cases.
         training: Prepared cases to learn from.
         validation: Prepared cases to score; may be empty.
         folder: Where checkpoints go.
         resume: Go on from the newest checkpoint, if there is one.
-        max_seconds: Time left for this fold; ``None``: as many steps as ``training.epochs`` says.
-        record: Called after each epoch.
+        max_seconds: Time for this fold; ``None``: as many steps as ``training.epochs`` says.
+        record: Called after each epoch, by the process that leads.
         overlay_ids: Cases whose masks ``record`` receives.
         progress: Wraps the steps to show how far it is.
 
     Raises:
         TrainingError: a loss or gradient was not finite.
-        Terminated, KeyboardInterrupt: after a checkpoint, when asked to stop.
+        MachineError: another process of the team ended.
+        Terminated, KeyboardInterrupt: after a checkpoint, when one of the team was asked to stop.
     """
     started = time.monotonic()
-    dataset = PatchDataset(training, trainer.config)
-    workers = trainer.config.training.workers
-    workers = 0 if workers == "auto" else workers
-    checkpoint = load_checkpoint(folder) if resume else None
-    if checkpoint is not None:
-        schedule = trainer.restore(checkpoint)
-    elif max_seconds is not None:
-        schedule = _calibrated(trainer, dataset, validation, workers, max_seconds)
-    else:
-        schedule = schedule_by_epochs(trainer.config)
+    team = trainer.team
+    config = trainer.config.training
+    schedule = _resumed(trainer, folder) if resume else None
+    fresh = schedule is None
     earlier = trainer.seconds
+    course = _Course(trainer, schedule or schedule_by_epochs(trainer.config))
+    pace = _pace(trainer, max_seconds, lambda: earlier + time.monotonic() - started)
     notes: list[str] = []
     times: list[float] = []
     last_saved = time.monotonic()
 
     def checkpoint_now() -> None:
         nonlocal last_saved
-        trainer.seconds = earlier + time.monotonic() - started
-        save_checkpoint(folder, trainer.to_checkpoint(schedule))
-        last_saved = time.monotonic()
+        if team.leads:
+            trainer.seconds = earlier + time.monotonic() - started
+            save_checkpoint(folder, trainer.to_checkpoint(course.schedule))
+            last_saved = time.monotonic()
 
-    if checkpoint is None:
-        checkpoint_now()  # from here on the number of steps is settled
-    with asked_to_stop() as stop:
-        steps: Iterable[int] = range(trainer.step, schedule.total_steps)
-        batches = patch_loader(dataset, trainer.batch_size, trainer.step, schedule.total_steps, workers)
+    if fresh:
+        checkpoint_now()
+    with asked_to_stop() as stop, freed_memory_kept():
+        batches = _batches(trainer, training, _ENDLESS if pace else course.schedule.total_steps)
         before = time.monotonic()
-        for step in progress(steps, "training") if progress else steps:
-            rate = schedule.learning_rate(step)
+        for step in progress(course, "training") if progress else course:
+            rate = course.schedule.learning_rate(step)
             loss = trainer.train_step(_next(batches), rate)
             times.append(time.monotonic() - before)
-            before = time.monotonic()
-            _add(trainer.sums, {"loss": loss, **trainer.loss.parts}, times[-1])
-            out_of_time = max_seconds is not None and earlier + before - started > max_seconds * _OVERTIME
-            if schedule.ends_epoch(trainer.step) or out_of_time:
-                _finish_epoch(trainer, schedule, rate, validation, overlay_ids, record, out_of_time)
-                before = time.monotonic()
-            if stop.signal is not None:
+            _add(trainer.sums, {"loss": loss, **trainer.parts}, times[-1])
+            is_late = False
+            if pace is not None:
+                pace.add_step(times[-1])
+                is_due, is_late = team.any(*_told_by(pace, course.schedule, trainer))
+                if is_due:
+                    course.schedule = _planned(pace, course.schedule, trainer, validation)
+            if course.schedule.ends_epoch(trainer.step) or is_late:
+                _finish_epoch(trainer, course.schedule, rate, validation, overlay_ids, record, is_late, pace)
+            if team.any(stop.signal is not None)[0]:
                 checkpoint_now()
                 stop.leave()
-            if out_of_time and trainer.step < schedule.total_steps:
-                notes.append(f"stopped after {trainer.step} of {schedule.total_steps} steps: the machine became slower")
+            if is_late and trainer.step < course.schedule.total_steps:
+                notes.append(f"stopped after {trainer.step} steps: the time is over, the machine became slower")
                 break
-            if time.monotonic() - last_saved > trainer.config.training.checkpoint_minutes * 60:
+            if time.monotonic() - last_saved > config.checkpoint_minutes * 60:
                 checkpoint_now()
+            before = time.monotonic()
         checkpoint_now()
+    if pace is not None and trainer.step < FEW_STEPS:
+        notes.append(f"WARNING: only {trainer.step} steps fitted into the time: {too_few_remedy()}")
     return FitResult(
         last=trainer.final_weights(),
         best=trainer.best,
@@ -154,40 +160,79 @@ def fit(
     )
 
 
-def _calibrated(
-    trainer: Trainer, dataset: PatchDataset, validation: Sequence[CachedCase], workers: int, seconds: float
-) -> Schedule:
-    """Measures a few steps and one validated case on copies, then fixes the number of steps."""
-    started = time.monotonic()
-    probe = Trainer(trainer.config, trainer.labels, _channels(dataset), trainer.device)
-    least, most = _CALIBRATION_STEPS
-    times: list[float] = []
-    before = time.monotonic()
-    for batch in patch_loader(dataset, trainer.batch_size, 0, most, workers):
-        probe.train_step(batch, 1e-6)
-        times.append(time.monotonic() - before)  # with the wait for the batch: augmentation is part of a step
+class _Course(Iterable[int], Sized):
+    """The steps still to take; their number follows the schedule, which may be planned again on the way."""
+
+    def __init__(self, trainer: Trainer, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self._trainer = trainer
+        self._first = trainer.step
+
+    def __iter__(self) -> Iterator[int]:
+        while self._trainer.step < self.schedule.total_steps:
+            yield self._trainer.step
+
+    def __len__(self) -> int:
+        return self.schedule.total_steps - self._first
+
+
+def _resumed(trainer: Trainer, folder: Path) -> Schedule | None:
+    """Takes over the newest checkpoint; all processes must have found the same."""
+    checkpoint = load_checkpoint(folder)
+    step = -1 if checkpoint is None else int(checkpoint.numbers["step"])
+    if len(set(trainer.team.gather(step))) > 1:
+        raise MachineError(
+            "the processes of this training do not find the same checkpoint",
+            remedy="give an --out that all of them share",
+        )
+    return None if checkpoint is None else trainer.restore(checkpoint)
+
+
+def _batches(trainer: Trainer, training: Sequence[CachedCase], last_step: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yields this process's samples of each step."""
+    team = trainer.team
+    workers = trainer.config.training.workers
+    share = 0 if workers == "auto" else team.workers(workers)
+    dataset = PatchDataset(training, trainer.config)
+    return patch_loader(dataset, trainer.batch_size, trainer.step, last_step, share, team.rank, team.world)
+
+
+# ---- with a time budget ---------------------------------------------------------------------------------------------
+
+
+def _pace(trainer: Trainer, max_seconds: float | None, used: Callable[[], float]) -> Pace | None:
+    if max_seconds is None:
+        return None
+    every = trainer.config.training.validation_every_epochs
+    pace = Pace(max_seconds, used, 1 if every == "auto" else every, scorings=_views(trainer.config))
+    measured = [metrics[_VALIDATION_SECONDS] for metrics in trainer.history if _VALIDATION_SECONDS in metrics]
+    pace.validation_seconds = measured[-1] if measured else None
+    return pace
+
+
+def _told_by(pace: Pace, schedule: Schedule, trainer: Trainer) -> tuple[bool, bool]:
+    """Whether to plan again, and whether to stop; one clock counts."""
+    return (pace.is_due(schedule, trainer.step), pace.is_late()) if trainer.team.leads else (False, False)
+
+
+def _planned(pace: Pace, schedule: Schedule, trainer: Trainer, validation: Sequence[CachedCase]) -> Schedule:
+    """Plans the rest, in the process that leads; the first time some cases are validated to know how long it takes."""
+    if validation and trainer.team.any(pace.validation_seconds is None)[0]:
+        measured = validation[:_MEASURED_CASES]
         before = time.monotonic()
-        if len(times) >= least and time.monotonic() - started > seconds * _CALIBRATION_SHARE:
-            break
-    validation_seconds = 0.0
-    if validation:
-        probe.validate(validation[:1], ())  # the first one pays for what is set up once
-        before = time.monotonic()
-        measured = validation[:_CALIBRATION_CASES]
-        probe.validate(measured, ())
+        trainer.validate(measured, ())
         share = sum(np.prod(case.shape) for case in measured) / sum(np.prod(case.shape) for case in validation)
-        validation_seconds = (time.monotonic() - before) / float(share)
-    scoring_seconds = validation_seconds * _views(trainer.config)
-    left = seconds * (1 - _FINISH_SHARE) - (time.monotonic() - started) - scoring_seconds
-    step_seconds = float(np.mean(times[1:]))
-    logger.info("calibration: %.3f s a step, %.1f s a validation", step_seconds, validation_seconds)
-    return schedule_by_time(trainer.config, max(left, step_seconds), step_seconds, validation_seconds)
+        pace.validation_seconds = (time.monotonic() - before) / float(share)
+    return Schedule.from_numbers(trainer.team.share(pace.plan(schedule, trainer.step).to_numbers()))
 
 
 def _views(config: PipelineConfig) -> int:
     """How many flips of each window prediction averages, the unflipped one included."""
     axes = config.augment.mirror_axes
     return 2 ** len(axes) if config.inference.mirror and axes != "auto" else 1
+
+
+# ---- what an epoch leaves -------------------------------------------------------------------------------------------
 
 
 def _finish_epoch(
@@ -198,6 +243,7 @@ def _finish_epoch(
     overlay_ids: Sequence[str],
     record: EpochRecord,
     last: bool,
+    pace: Pace | None,
 ) -> None:
     epoch = len(trainer.history) + 1
     count = trainer.sums.pop("count")
@@ -207,17 +253,18 @@ def _finish_epoch(
     masks: dict[str, np.ndarray[Any, Any]] = {}
     trainer.sums = {}
     if validation and (last or schedule.validates(epoch)):
+        before = time.monotonic()
         scores, masks = trainer.validate(validation, overlay_ids)
         metrics |= scores
+        metrics[_VALIDATION_SECONDS] = time.monotonic() - before
+        if pace is not None:
+            pace.validation_seconds = metrics[_VALIDATION_SECONDS]
         dice = scores.get("val/dice/mean")
         if dice is not None and (trainer.best_dice is None or dice > trainer.best_dice):
             trainer.best_dice, trainer.best = dice, trainer.final_weights()
     trainer.history.append(metrics)
-    record(epoch, metrics, masks)
-
-
-def _channels(dataset: PatchDataset) -> int:
-    return int(dataset[0]["image"].shape[0])
+    if trainer.team.leads:
+        record(epoch, metrics, masks)
 
 
 def _next(batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

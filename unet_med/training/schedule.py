@@ -1,4 +1,8 @@
-"""How many steps there will be, and how fast each learns: fixed before the first one."""
+"""How many steps there will be, and how fast each learns.
+
+With ``training.epochs`` both are fixed before the first step. With a time budget they follow the clock: the steps that
+still fit are counted again and again from those just taken (:mod:`unet_med.training.pace`).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,10 @@ from typing import Any
 from unet_med.config import PipelineConfig
 from unet_med.errors import ConfigError
 
-_VALIDATION_SHARE = 0.06
-"""Validation may take this share of a time budget."""
-
 
 @dataclass(frozen=True)
 class Schedule:
-    """The course of a training run; stored in the checkpoint and never changed.
+    """The course of a training run, as it is stored in the checkpoint.
 
     Attributes:
         total_steps: Number of optimizer steps.
@@ -24,6 +25,8 @@ class Schedule:
         base_rate: Largest learning rate.
         warmup_steps: Steps of linear rise to it.
         power: Exponent of the polynomial decay to 0.
+        anchor_step: Step at which ``total_steps`` was decided.
+        anchor_share: Share of the course that was left then, 0 to 1; it shrinks evenly from there to 0.
     """
 
     total_steps: int
@@ -32,6 +35,8 @@ class Schedule:
     base_rate: float
     warmup_steps: int
     power: float
+    anchor_step: int = 0
+    anchor_share: float = 1.0
 
     @property
     def epochs(self) -> int:
@@ -40,9 +45,9 @@ class Schedule:
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step (0 for the first): linear warm-up, then polynomial decay."""
-        decay = float((1.0 - step / self.total_steps) ** self.power)
+        left = self.anchor_share * (self.total_steps - step) / max(self.total_steps - self.anchor_step, 1)
         warmup = min(self.warmup_steps, self.total_steps // 10)
-        return self.base_rate * decay * min(1.0, (step + 1) / (warmup + 1))
+        return self.base_rate * float(left**self.power) * min(1.0, (step + 1) / (warmup + 1))
 
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch ends after ``step`` steps are done."""
@@ -63,40 +68,13 @@ class Schedule:
 
 
 def schedule_by_epochs(config: PipelineConfig) -> Schedule:
-    """Returns the schedule for ``training.epochs``."""
-    steps, every = _resolved(config)
-    return _schedule(config, config.training.epochs * steps, steps, every)
+    """Returns the schedule for ``training.epochs``.
 
-
-def schedule_by_time(
-    config: PipelineConfig, seconds: float, step_seconds: float, validation_seconds: float
-) -> Schedule:
-    """Returns the schedule that fills ``seconds``, validations included.
-
-    Args:
-        config: A resolved pipeline.
-        seconds: What is left of the budget for steps and validations.
-        step_seconds: Measured time of a step.
-        validation_seconds: Measured time of a validation over all its cases.
+    Raises:
+        ConfigError: if the pipeline is not resolved.
     """
-    steps, every = _resolved(config)
-    epoch_seconds = steps * step_seconds
-    while every * epoch_seconds * _VALIDATION_SHARE < validation_seconds and every * epoch_seconds < seconds:
-        every += 1
-    per_step = step_seconds + validation_seconds / (every * steps)
-    total = max(1, int((seconds - validation_seconds) / per_step))
-    return _schedule(config, total, min(steps, total), every)
-
-
-def _resolved(config: PipelineConfig) -> tuple[int, int]:
-    steps, every = config.training.steps_per_epoch, config.training.validation_every_epochs
-    if steps == "auto" or every == "auto":
-        raise ConfigError("the length of an epoch is not resolved", "training", "resolve it with `unet-med plan`")
-    return steps, every
-
-
-def _schedule(config: PipelineConfig, total: int, steps_per_epoch: int, every: int) -> Schedule:
     training = config.training
-    if training.learning_rate == "auto":
-        raise ConfigError("the learning rate is not resolved", "training", "resolve it with `unet-med plan`")
-    return Schedule(total, steps_per_epoch, every, training.learning_rate, training.warmup_steps, training.poly_power)
+    steps, every, rate = training.steps_per_epoch, training.validation_every_epochs, training.learning_rate
+    if steps == "auto" or every == "auto" or rate == "auto":
+        raise ConfigError("the course of training is not resolved", "training", "resolve it with `unet-med plan`")
+    return Schedule(training.epochs * steps, steps, every, rate, training.warmup_steps, training.poly_power)

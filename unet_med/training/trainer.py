@@ -15,7 +15,7 @@ from torch import nn
 
 from unet_med.config import PipelineConfig
 from unet_med.data import CachedCase
-from unet_med.errors import TrainingError
+from unet_med.errors import ConfigError, TrainingError
 from unet_med.inference.device import choose_precision
 from unet_med.inference.engine import EngineRequest, TorchEngine
 from unet_med.inference.stream import ArrayRows, WindowStream, finished_rows, rolling_values
@@ -25,33 +25,52 @@ from unet_med.losses import build_loss
 from unet_med.metrics import confusion_counts, dice_iou
 from unet_med.networks import admissible_patch, build_network, context_voxels
 from unet_med.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from unet_med.training.distributed import BatchSums, Team, shares_by_size
 from unet_med.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """State of a run and the operations on it."""
+    """State of a run and the operations on it.
 
-    def __init__(self, config: PipelineConfig, labels: LabelMap, channels: int, device: torch.device) -> None:
+    Args:
+        config: The resolved pipeline.
+        labels: What is learnt.
+        channels: Channels of the images.
+        device: Where to compute.
+        team: The processes that train together; left out: this one alone. All hold the same weights.
+
+    Raises:
+        TrainingError: if the pipeline is not resolved.
+        ConfigError: if a batch cannot be dealt out evenly.
+    """
+
+    def __init__(
+        self, config: PipelineConfig, labels: LabelMap, channels: int, device: torch.device, team: Team | None = None
+    ) -> None:
         if config.dims == "auto" or config.sampling.patch_voxels == "auto" or config.sampling.batch_size == "auto":
             raise TrainingError("the pipeline is not resolved", "sampling", "resolve it with `unet-med plan`")
         torch.manual_seed(config.seed)
         self.config = config
         self.labels = labels
         self.device = device
+        self.team = team or Team()
         self.batch_size = config.sampling.batch_size
+        self.pieces = pieces_of_batch(config, self.team.world)
+        self.sums_of_batch = BatchSums(self.team, self.pieces) if self.pieces * self.team.world > 1 else None
         self.patch = admissible_patch(config.network, config.dims, config.sampling.patch_voxels)
         self.layout = torch.channels_last_3d if config.dims == 3 else torch.channels_last
         self.network = build_network(config.network, config.dims, channels, labels.outputs)
         self.network = self.network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.loss = build_loss(config.loss, labels).to(device)
+        self.loss = build_loss(config.loss, labels, self.sums_of_batch).to(device)
         self.optimizer = _build_optimizer(config, self.network)
         self.precision = choose_precision(config.training.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.average = deepcopy(self.network.state_dict()) if config.training.ema_decay else None
         self.step = 0
         self.seconds = 0.0
+        self.parts: dict[str, float] = {}
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] | None = None
@@ -60,25 +79,40 @@ class Trainer:
     # ---- one step -----------------------------------------------------------------------------------------------
 
     def train_step(self, batch: Mapping[str, torch.Tensor], rate: float) -> float:
-        """Takes one optimizer step and returns the loss.
+        """Takes one optimizer step and returns the loss of the whole batch; ``parts`` are its terms.
+
+        With ``training.accumulate`` the batch is computed in pieces, as if it were whole: the sums that couple its
+        samples (Dice over the batch, the weight of all voxels) are learnt in a first pass without gradients, which
+        adds a third to the time. Only batch norm sees the pieces. The same holds for the pieces of a team, without
+        the first pass.
+
+        Args:
+            batch: This process's samples, as :func:`unet_med.data.patch_loader` deals them.
+            rate: Learning rate.
 
         Raises:
             TrainingError: if loss or gradient is not finite; the weights are as before.
+            MachineError: if another process of the team ended.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.network.train()
-        torch.manual_seed(self.config.seed + 1 + self.step)
-        image = batch["image"].to(self.device, non_blocking=True, memory_format=self.layout)
-        label = batch["label"].to(self.device, non_blocking=True)
-        weight = batch["weight"].to(self.device, non_blocking=True) if "weight" in batch else None
+        pieces = self._pieces(batch)
+        if self.sums_of_batch is not None and len(pieces) > 1:
+            with torch.no_grad(), self.sums_of_batch.learning():
+                for number, piece in enumerate(pieces):
+                    self._loss_of(number, piece)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            logits = self.network(image)
-        loss = self.loss(_float(logits), label, weight)
-        value = float(loss.detach())
+        told: list[list[float]] = []
+        for number, piece in enumerate(pieces):
+            loss = self._loss_of(number, piece)
+            torch.autograd.backward(self.scaler.scale(loss / len(pieces)))
+            told.append([float(loss.detach()), *self.loss.parts.values()])
+        values = torch.tensor(told, dtype=torch.float32, device=self.device).mean(0)
+        self.team.average([*self._gradients(), *self._statistics(), values])
+        value, *parts = values.tolist()
+        self.parts = dict(zip(self.loss.parts, parts, strict=True))
         self._stop_unless(math.isfinite(value), "the loss")
-        self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.training.clip_gradient_norm)
         if not self.scaler.is_enabled():  # the scaler itself skips a step whose gradient overflowed
@@ -87,7 +121,35 @@ class Trainer:
         self.scaler.update()
         self.step += 1
         self._update_average()
-        return value
+        return float(value)
+
+    def _pieces(self, batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """Returns the samples on the device, in the pieces that gradients are computed of."""
+        pieces: list[dict[str, torch.Tensor]] = [{} for _ in range(self.pieces)]
+        for name, tensor in batch.items():
+            layout = self.layout if name == "image" else torch.preserve_format
+            there = tensor.to(self.device, non_blocking=True, memory_format=layout)
+            for piece, samples in zip(pieces, there.chunk(self.pieces), strict=True):
+                piece[name] = samples
+        return pieces
+
+    def _loss_of(self, number: int, piece: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the loss of a piece; dropout is a function of seed, step and the piece's place in the batch."""
+        place = number * self.team.world + self.team.rank
+        torch.manual_seed(self.config.seed + 1 + self.step + (place << 40))
+        if self.sums_of_batch is not None:
+            self.sums_of_batch.start_piece()
+        with self.autocast():
+            logits = self.network(piece["image"])
+        loss: torch.Tensor = self.loss(logits, piece["label"], piece.get("weight"))
+        return loss
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+
+    def _statistics(self) -> list[torch.Tensor]:
+        """Running statistics of batch norm, of which a team keeps the mean."""
+        return [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Returns the mixed-precision context of this device."""
@@ -154,16 +216,23 @@ class Trainer:
     def validate(
         self, cases: Sequence[CachedCase], keep: Sequence[str]
     ) -> tuple[dict[str, float], dict[str, np.ndarray[Any, Any]]]:
-        """Returns mean Dice and IoU per label over cases, and the masks of the cases in ``keep``."""
-        scores: list[dict[str, tuple[float | None, float | None]]] = []
+        """Returns mean Dice and IoU per label over cases, and the masks of the cases in ``keep``.
+
+        The cases are dealt out to the team. All of it gets the scores; the masks are with the process that leads.
+        """
+        scores: dict[str, Mapping[str, tuple[float | None, float | None]]] = {}
         masks: dict[str, np.ndarray[Any, Any]] = {}
+        kept = [number for number, case in enumerate(cases) if case.id in keep]
+        sizes = [float(np.prod(case.shape)) for case in cases]
         with self.evaluating() as network:
-            for case in cases:
+            for number in shares_by_size(sizes, self.team.world, kept)[self.team.rank]:
+                case = cases[number]
                 mask = self.predict(network, case)
-                scores.append(dice_iou(confusion_counts(mask, np.asarray(case.label()), self.labels)))
+                scores[case.id] = dice_iou(confusion_counts(mask, np.asarray(case.label()), self.labels))
                 if case.id in keep:
                     masks[case.id] = mask
-        return _mean_scores(scores, self.labels.names), masks
+        everywhere = {name: score for part in self.team.gather(scores) for name, score in part.items()}
+        return _mean_scores([everywhere[case.id] for case in cases], self.labels.names), masks
 
     # ---- checkpoint ---------------------------------------------------------------------------------------------
 
@@ -185,6 +254,7 @@ class Trainer:
             "history": self.history,
             "best_dice": self.best_dice,
             "threads": torch.get_num_threads(),
+            "processes": self.team.world,
             "scaler": self.scaler.state_dict(),
         }
         return Checkpoint(tensors, numbers)
@@ -203,19 +273,40 @@ class Trainer:
         self.best_dice = numbers["best_dice"]
         if numbers["scaler"]:
             self.scaler.load_state_dict(numbers["scaler"])
-        if numbers["threads"] != torch.get_num_threads():
+        before = numbers["threads"], numbers.get("processes", 1)
+        now = torch.get_num_threads(), self.team.world
+        if before != now:
             logger.warning(
-                "resumed with %d threads instead of %d: the result will differ in the last digits",
-                torch.get_num_threads(),
-                numbers["threads"],
+                "resumed with %d threads in each of %d processes instead of %d in each of %d: "
+                "the result will differ in the last digits",
+                *now,
+                *before,
             )
         return Schedule.from_numbers(numbers["schedule"])
 
 
-def _float(logits: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    if isinstance(logits, torch.Tensor):
-        return logits.float()
-    return tuple(level.float() for level in logits)
+def pieces_of_batch(config: PipelineConfig, world: int) -> int:
+    """Returns in how many pieces each of ``world`` processes computes its share of a batch.
+
+    Raises:
+        ConfigError: if the pieces would not have the same number of samples.
+    """
+    pieces, batch = config.training.accumulate, config.sampling.batch_size
+    if batch == "auto" or batch % (pieces * world):
+        whole = pieces * world
+        shares = (
+            f"{world} processes" if pieces == 1 else f"{world} x {pieces} pieces" if world > 1 else f"{pieces} pieces"
+        )
+        raise ConfigError(
+            f"a batch of {batch} cannot be dealt out evenly to {shares}",
+            "sampling.batch_size",
+            f"give a multiple of {whole}, for example --set sampling.batch_size={_nearest_multiple(batch, whole)}",
+        )
+    return pieces
+
+
+def _nearest_multiple(batch: int | str, whole: int) -> int:
+    return max(whole, round(int(batch) / whole) * whole) if batch != "auto" else whole
 
 
 def _mean_scores(

@@ -15,73 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy_training import LABELS, toy_cases, toy_config, train_toy
 
-from unet_med.config import PipelineConfig, parse_config
-from unet_med.data import CachedCase, PatchDataset, patch_loader, write_case
-from unet_med.errors import Terminated, TrainingError
-from unet_med.labels import LabelMap
+from unet_med.data import PatchDataset, patch_loader
+from unet_med.errors import ConfigError, Terminated, TrainingError
 from unet_med.training.checkpoint import load_checkpoint
-from unet_med.training.loop import FitResult, fit
+from unet_med.training.distributed import Team
 from unet_med.training.trainer import Trainer
-
-LABELS = LabelMap.from_names({"background": 0, "disc": 1})
-
-
-def toy_config(**changes: Any) -> PipelineConfig:
-    base = {
-        "name": "toy",
-        "dims": 2,
-        "channels": ["grey"],
-        "labels": {"background": 0, "disc": 1},
-        "preprocess": {"spacing_mm": None, "normalisation": [{"scheme": "zscore"}], "crop_to_nonzero": False},
-        "network": {"features": [4, 8], "strides": [[1, 1], [2, 2]], "kernels": [[3, 3], [3, 3]], "dropout": 0.1},
-        "loss": {"class_weights": None},
-        "augment": {"rotation_degrees": [-180, 180], "mirror_axes": [0, 1], "elastic_probability": 0.2},
-        "sampling": {"patch_voxels": [24, 24], "batch_size": 4},
-        "training": {
-            "learning_rate": 1e-2,
-            "epochs": 4,
-            "steps_per_epoch": 5,
-            "validation_every_epochs": 2,
-            "workers": 0,
-            "ema_decay": 0.9,
-            "checkpoint_minutes": 1e-6,
-        },
-    }
-    return parse_config(base, "toy").replacing(changes)
-
-
-def toy_cases(folder: Path, count: int = 4, size: int = 32) -> list[CachedCase]:
-    cases = []
-    for number in range(count):
-        rng = np.random.default_rng(number)
-        i, j = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
-        centre = rng.uniform(10, size - 10, 2)
-        label = (((i - centre[0]) ** 2 + (j - centre[1]) ** 2) < 49).astype(np.uint8)
-        image = (label * 2.0 + rng.normal(size=label.shape)).astype(np.float32)[None]
-        path = folder / f"case{number}"
-        if not path.exists():
-            write_case(path, image - image.mean(), label, None, None)
-        cases.append(CachedCase(f"case{number}", path, label.shape, None))
-    return cases
-
-
-def train_toy(
-    folder: Path, config: PipelineConfig, resume: bool = False, seconds: float | None = None, record: Any = None
-) -> FitResult:
-    torch.set_num_threads(1)
-    cases = toy_cases(folder / "cases")
-    trainer = Trainer(config, LABELS, 1, torch.device("cpu"))
-    return fit(
-        trainer,
-        cases[:3],
-        cases[3:],
-        folder / "checkpoint",
-        resume=resume,
-        max_seconds=seconds,
-        record=record or (lambda epoch, metrics, masks: None),
-        overlay_ids=["case3"],
-    )
 
 
 def assert_same_weights(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> None:
@@ -125,7 +65,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_loop import toy_config, train_toy
+from toy_training import toy_config, train_toy
 
 if __name__ == "__main__":
     train_toy(Path(sys.argv[1]), toy_config(**{{"training.workers": 2}}), resume=True)
@@ -135,7 +75,7 @@ if __name__ == "__main__":
 def test_killed_at_any_step_with_two_workers_and_resumed_is_bit_for_bit_the_same(tmp_path: Path) -> None:
     whole = train_toy(tmp_path / "whole", toy_config())
     script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent))), encoding="utf-8")
+    script.write_text(textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parents[2]))), encoding="utf-8")
     killed = tmp_path / "killed"
     toy_cases(killed / "cases")
     process = subprocess.Popen([sys.executable, str(script), str(killed)], stderr=subprocess.PIPE)
@@ -178,6 +118,50 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
     with pytest.raises(TrainingError, match="not finite at step 0"):
         trainer.train_step(batch, 1e-2)
     assert_same_weights(before, trainer.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss.kind": "dice_ce", "loss.class_weights": [0.2, 1.0]},
+        {"loss.kind": "dice_focal", "loss.batch_dice": False},
+        {"loss.kind": "tversky"},
+    ],
+    ids=lambda changes: changes["loss.kind"],
+)
+def test_a_batch_in_pieces_is_the_batch(tmp_path: Path, changes: dict[str, Any]) -> None:
+    cases = toy_cases(tmp_path)
+    config = toy_config(**{"network.dropout": 0.0, "training.optimizer": "sgd", "training.precision": "fp32"} | changes)
+    results = []
+    for accumulate in (1, 4):
+        trainer = Trainer(config.replacing({"training.accumulate": accumulate}), LABELS, 1, torch.device("cpu"))
+        batches = patch_loader(PatchDataset(cases, config), 4, 0, 5, 0)
+        losses = [(trainer.train_step(batch, 0.05), trainer.parts) for batch in batches]
+        results.append((losses, trainer.final_weights()))
+    (whole_losses, whole), (losses, pieces) = results
+    for (loss, parts), (expected, expected_parts) in zip(losses, whole_losses, strict=True):
+        assert loss == pytest.approx(expected, abs=1e-5)
+        assert parts == pytest.approx(expected_parts, abs=1e-5)
+    for name, weight in whole.items():
+        torch.testing.assert_close(pieces[name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+def test_dropout_differs_between_the_pieces_of_a_batch(tmp_path: Path) -> None:
+    config = toy_config(**{"network.dropout": 0.5, "training.accumulate": 2})
+    trainer = Trainer(config, LABELS, 1, torch.device("cpu"))
+    sample = next(patch_loader(PatchDataset(toy_cases(tmp_path), config), 1, 0, 1, 0))
+    assert trainer.sums_of_batch is not None
+    with trainer.sums_of_batch.learning():
+        first, again, second = (trainer._loss_of(number, sample).item() for number in (0, 0, 1))
+    assert first == again != second
+
+
+@pytest.mark.parametrize(("accumulate", "world"), [(3, 1), (1, 3), (4, 2)])
+def test_a_batch_that_cannot_be_dealt_out_evenly(accumulate: int, world: int) -> None:
+    team = Team()
+    team.world = world
+    with pytest.raises(ConfigError, match=r"batch of 4 cannot be dealt out.*sampling\.batch_size=(3|8)"):
+        Trainer(toy_config(**{"training.accumulate": accumulate}), LABELS, 1, torch.device("cpu"), team)
 
 
 def test_minutes_are_kept(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
-"""The course of a run is fixed before its first step."""
+"""The number of steps and how fast each learns."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unet_med.config import PipelineConfig, parse_config
-from unet_med.training.schedule import Schedule, schedule_by_epochs, schedule_by_time
+from unet_med.errors import ConfigError
+from unet_med.training.schedule import Schedule, schedule_by_epochs
 
 
 def config(**training: object) -> PipelineConfig:
@@ -22,19 +25,6 @@ def test_epochs_times_steps() -> None:
     assert [epoch for epoch in range(1, 8) if schedule.validates(epoch)] == [2, 4, 6, 7]
     assert schedule.ends_epoch(10)
     assert not schedule.ends_epoch(11)
-
-
-@given(seconds=st.floats(10, 1e5), step=st.floats(0.001, 5), validation=st.floats(0, 60))
-def test_a_time_budget_is_filled_and_not_exceeded(seconds: float, step: float, validation: float) -> None:
-    schedule = schedule_by_time(config(), seconds, step, validation)
-    validations = sum(schedule.validates(epoch) for epoch in range(1, min(schedule.epochs, 100_000) + 1))
-    used = schedule.total_steps * step + validations * validation
-    if schedule.total_steps > 1 and schedule.epochs < 100_000:
-        assert used <= seconds + step + validation
-        # as much as a validation and an epoch of grain may be left over
-        assert used >= seconds - 2 * validation - 2 * step - validation * seconds / max(
-            schedule.validation_every * schedule.steps_per_epoch * step, 1e-9
-        )
 
 
 @given(total=st.integers(1, 5000), warmup=st.integers(0, 100))
@@ -52,8 +42,16 @@ def test_it_survives_the_checkpoint() -> None:
     assert Schedule.from_numbers(schedule.to_numbers()) == schedule
 
 
-def test_slow_validation_comes_less_often() -> None:
-    fast = schedule_by_time(config(validation_every_epochs=1), 1000, 0.5, 0.1)
-    slow = schedule_by_time(config(validation_every_epochs=1), 1000, 0.5, 5)
-    assert fast.validation_every == 1
-    assert slow.validation_every == pytest.approx(5 / 0.06 / 5, abs=1)
+def test_a_course_planned_again_falls_evenly_from_where_it_was() -> None:
+    first = Schedule(100, 10, 1, 1.0, 0, 1.0)
+    again = replace(first, total_steps=250, anchor_step=50, anchor_share=first.learning_rate(50))
+    assert again.learning_rate(50) == pytest.approx(first.learning_rate(50))
+    assert again.learning_rate(150) == pytest.approx(0.25)
+    assert again.learning_rate(250) == 0
+    assert replace(again, total_steps=50).learning_rate(50) == 0
+    assert Schedule.from_numbers(again.to_numbers()) == again
+
+
+def test_a_pipeline_that_is_not_resolved_has_no_course() -> None:
+    with pytest.raises(ConfigError, match="not resolved"):
+        schedule_by_epochs(parse_config({"name": "test"}, "test"))
