@@ -132,25 +132,6 @@ class Preprocessor:
         turned = reorient(label, prepared.order, prepared.flips)[prepared.box]
         return resample_labels(turned, prepared.geometry.shape)
 
-    def restore(self, logits: torch.Tensor, prepared: Prepared, background: bool = True) -> torch.Tensor:
-        """Brings logits (outputs, *network grid) back to the reference grid, linearly.
-
-        What was cropped away is certain background: output 0 for ``background=True``, no region otherwise.
-        """
-        turned_shape = tuple(prepared.reference.shape[axis] for axis in prepared.order)
-        box_shape = tuple(r.stop - r.start for r in prepared.box)
-        if tuple(logits.shape[1:]) != box_shape:
-            logits = _interpolate(logits, box_shape)
-        if box_shape != turned_shape:
-            full = torch.full((logits.shape[0], *turned_shape), -OUTSIDE_LOGIT)
-            if background:
-                full[0] = OUTSIDE_LOGIT
-            full[(slice(None), *prepared.box)] = logits
-            logits = full
-        flipped = [axis + 1 for axis, flip in enumerate(prepared.flips) if flip]
-        inverse = [prepared.order.index(axis) + 1 for axis in range(len(prepared.order))]
-        return (logits.flip(flipped) if flipped else logits).permute(0, *inverse)
-
     def _network_grid(self, geometry: Geometry) -> Geometry:
         if self._spacing_mm is None:
             return geometry
@@ -171,8 +152,3 @@ def _coarse_axis(kept: Geometry, grid: Geometry) -> int | None:
         if spacing is not None and geometry.ndim == 3 and max(spacing) / min(spacing) > ANISOTROPY_RATIO:
             return int(np.argmax(spacing))
     return None
-
-
-def _interpolate(stack: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    mode = "trilinear" if len(shape) == 3 else "bilinear"
-    return torch.nn.functional.interpolate(stack[None], size=shape, mode=mode, align_corners=False)[0]

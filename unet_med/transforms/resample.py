@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import permutations, product
 from math import prod, sqrt
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 Order = Literal[0, 1, 3]
+_Rows = TypeVar("_Rows", float, npt.NDArray[np.float64])
 
 _POLE = sqrt(3.0) - 2.0
 _REACH = 11
@@ -226,10 +227,14 @@ def linear_rows(source: Tensor, axis: int, lo: int, in_size: int, out_size: int,
     """
     if in_size == out_size:
         return source.narrow(axis, start - lo, stop - start)
-    step = _AxisStep(1, axis - 1, lo, in_size, out_size, start, stop)
     out = empty(tuple(stop - start if a == axis else n for a, n in enumerate(source.shape)), source.device)
-    for grid, place in zip(source, out, strict=True):
-        step.apply(grid, place)
+    if source.ndim == 4 and axis == 1:  # all channels in one product, the axis in the middle or at the end
+        grids, places, axis = source.flatten(2), out.flatten(2), 1
+    elif source.ndim == 4:
+        grids, places, axis = source.flatten(0, 1), out.flatten(0, 1), axis - 1
+    else:
+        grids, places = source, out
+    _AxisStep(1, axis, lo, in_size, out_size, start, stop).apply(grids, places)
     return out
 
 
@@ -267,7 +272,7 @@ class _Corners:
 
 
 def _corners(in_size: int, out_size: int) -> _Corners:
-    place = _places(in_size, out_size, np.arange(out_size)).clip(0, in_size - 1)
+    place = _place(in_size, out_size, np.arange(out_size, dtype=np.float64)).clip(0, in_size - 1)
     low = np.floor(place).astype(np.int64)
     return _Corners(low, np.minimum(low + 1, in_size - 1), place - low)
 
@@ -335,8 +340,8 @@ def spline_support(order: Order, out_size: int, in_size: int, start: int, stop: 
     """
     if in_size == out_size:
         return start, stop
-    first = _first_taps(order, in_size, out_size, np.array([start, stop - 1]))
-    lo, hi = int(first[0]), int(first[1]) + _taps(order)
+    lo = int(_first_tap(order, in_size, out_size, start))
+    hi = int(_first_tap(order, in_size, out_size, stop - 1)) + _taps(order)
     return min(max(lo, 0), in_size - 1), max(min(hi, in_size), 1)
 
 
@@ -344,26 +349,25 @@ def spline_support(order: Order, out_size: int, in_size: int, start: int, stop: 
 def _weights(order: Order, in_size: int, out_size: int, start: int, stop: int) -> tuple[int, Tensor]:
     """Returns the first source row and the dense (target rows, source rows) float32 weights of a block."""
     low, high = spline_support(order, out_size, in_size, start, stop)
-    rows = np.arange(start, stop)
-    first = _first_taps(order, in_size, out_size, rows)
-    place = _places(in_size, out_size, rows)
+    rows = np.arange(start, stop, dtype=np.float64)
+    place, first = _place(in_size, out_size, rows), _first_tap(order, in_size, out_size, rows)
     taps = _taps_at(order, place - np.floor(place))
-    beyond_the_edge_counts_as_the_edge = (first[:, None] + np.arange(taps.shape[1])).clip(0, in_size - 1)
+    source = first[:, None].astype(np.int64) + np.arange(taps.shape[1])
+    edge_for_what_is_beyond = source.clip(0, in_size - 1)
     weights = np.zeros((stop - start, high - low))
-    np.add.at(weights, (rows[:, None] - start, beyond_the_edge_counts_as_the_edge - low), taps)
+    np.add.at(weights, (np.arange(stop - start)[:, None], edge_for_what_is_beyond - low), taps)
     return low, torch.from_numpy(weights.astype(np.float32))
 
 
-def _places(in_size: int, out_size: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _place(in_size: int, out_size: int, row: _Rows) -> _Rows:
     """Where target rows lie among the source rows, the faces of the two grids aligned."""
-    return np.asarray((rows + 0.5) * (in_size / out_size) - 0.5)
+    return (row + 0.5) * (in_size / out_size) - 0.5
 
 
-def _first_taps(order: Order, in_size: int, out_size: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The first source row that has a weight in each target row; may lie beyond the edge."""
-    place = _places(in_size, out_size, rows)
+def _first_tap(order: Order, in_size: int, out_size: int, row: _Rows) -> _Rows:
+    """The first source row that has a weight in a target row; a whole number, may lie beyond the edge."""
     shift = {0: 0.5, 1: 0.0, 3: -1.0 - _REACH}[order]
-    return np.asarray(np.floor(place + shift), dtype=np.int64)
+    return (_place(in_size, out_size, row) + shift) // 1
 
 
 def _taps(order: Order) -> int:
