@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from unet_med.errors import InputRefusedError
-from unet_med.geometry import reorient
+from unet_med.geometry import Geometry, reorient
+from unet_med.io.export.measure import measure_labels
 from unet_med.labels import LabelMap
 
 Picture = npt.NDArray[np.uint8]
@@ -130,13 +131,18 @@ def _three_planes(
     scale = _PANEL / max(extent)
     planes: list[_Plane] = []
     for title, marks, (across, down, through) in zip(titles, letters, ((0, 1, 2), (0, 2, 1), (1, 2, 0)), strict=True):
-        cut = [array.take(centre[through], axis=through).T for array in arrays]
+        cut = [_plane(array, through, centre[through]).T for array in arrays]
         size = max(1, round(extent[down] * scale)), max(1, round(extent[across] * scale))
         slices = arrays[0].shape[through]
         stored = slices - centre[through] if flips[through] else centre[through] + 1
         caption = f"{title} {stored}/{slices}"
         planes.append(_Plane(cut[0], cut[1], cut[2] if truth is not None else None, size, caption, marks))
     return planes
+
+
+def _plane(array: npt.NDArray[Any], axis: int, number: int) -> npt.NDArray[Any]:
+    """Returns one plane across an axis: a view, where ``numpy.take`` would copy an array that is turned."""
+    return np.asarray(np.moveaxis(array, axis, 0)[number])
 
 
 def to_lpi(orientation: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
@@ -155,13 +161,35 @@ def _centre(labellings: Iterable[npt.NDArray[np.integer[Any]]]) -> tuple[int, in
     shape: tuple[int, ...] = (1, 1, 1)
     for labels in labellings:
         shape = labels.shape
-        counts = np.bincount(labels.ravel())
-        counts[0] = 0
-        if counts.any():
-            points = np.argwhere(labels == int(counts.argmax()))
-            nearest = points[int(((points - points.mean(axis=0)) ** 2).sum(axis=1).argmin())]
-            return int(nearest[0]), int(nearest[1]), int(nearest[2])
+        measures = measure_labels(labels, Geometry(shape))
+        if measures:
+            value = max(measures, key=lambda one: (measures[one].voxels, -one))
+            i, j, k = _nearest(labels, value, measures[value].index)
+            return i, j, k
     return shape[0] // 2, shape[1] // 2, shape[2] // 2
+
+
+def _nearest(labels: npt.NDArray[np.integer[Any]], value: int, point: npt.NDArray[np.float64]) -> tuple[int, ...]:
+    """Returns the voxel of a label that occurs which is nearest to ``point``, the first in index order of several.
+
+    Planes are searched outwards from the point, along the axis that runs slowest in memory, until no further one can
+    hold a nearer voxel.
+    """
+    slowest = max(range(labels.ndim), key=lambda axis: abs(labels.strides[axis]))
+    others = np.delete(point, slowest)
+    found: list[tuple[float, tuple[int, ...]]] = []
+    for plane in sorted(range(labels.shape[slowest]), key=lambda number: abs(number - point[slowest])):
+        away = (plane - point[slowest]) ** 2
+        if found and away > min(found)[0]:
+            break
+        points = np.argwhere(_plane(labels, slowest, plane) == value)
+        if len(points):
+            distances = ((points - others) ** 2).sum(axis=1) + away
+            found += [
+                (float(distances[number]), tuple(np.insert(points[number], slowest, plane).tolist()))
+                for number in np.flatnonzero(distances == distances.min())
+            ]
+    return min(found)[1]
 
 
 def _window(planes: Sequence[_Plane]) -> tuple[float, float]:

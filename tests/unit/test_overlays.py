@@ -6,7 +6,11 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+from allocations import peak_bytes
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from unet_med import overlays
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
 from unet_med.labels import LabelMap
@@ -128,3 +132,34 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         outline_preview(
             np.zeros((4, 4)), np.zeros((4, 4), dtype=np.uint8), None, LABELS, truth=np.zeros((4, 5), dtype=np.uint8)
         )
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.tuples(*[st.integers(1, 7)] * 3), st.permutations(range(3)), st.integers(0, 2**32 - 1))
+def test_planes_go_through_the_voxel_nearest_to_the_middle_of_the_largest_label(
+    shape: tuple[int, int, int], order: list[int], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    labels = (rng.integers(0, 3, shape) * rng.integers(0, 2, shape)).astype(np.uint8).transpose(order)
+    centre = overlays._centre([labels])
+    counts = np.bincount(labels.ravel(), minlength=3)
+    if not labels.any():
+        assert centre == tuple(n // 2 for n in labels.shape)
+        return
+    largest = 1 + int(counts[1:].argmax())
+    points = np.argwhere(labels == largest)
+    distances = ((points - points.mean(axis=0)) ** 2).sum(axis=1)
+    assert labels[centre] == largest
+    assert ((centre - points.mean(axis=0)) ** 2).sum() == pytest.approx(distances.min())
+
+
+def test_a_preview_of_a_longer_volume_takes_little_more_memory() -> None:
+    peaks = []
+    for length in (16, 128):
+        labels = np.zeros((160, 160, length), dtype=np.uint8, order="F")
+        labels[30:130, 30:130] = 1
+        image = np.zeros(labels.shape, dtype=np.int16, order="F")
+        peaks.append(
+            peak_bytes(lambda image=image, labels=labels: outline_preview(image, labels, None, LABELS, labels))
+        )
+    assert peaks[1] < peaks[0] + 0.3 * labels.size

@@ -193,7 +193,8 @@ class ItkFile:
             values = array_of(self._reader.Execute()).transpose(2, 1, 0)
             for region in slabs(values):
                 first, last = region[2].start + part[2].start, region[2].stop + part[2].start
-                yield (*region[:2], slice(first, last)), values[region]
+                yield (*region[:2], slice(first, last)), values[region].copy()
+            del values  # before the next part is read: whoever takes the parts holds copies
 
 
 def _planes(shape: tuple[int, ...], planes: int) -> Iterator[Region]:
