@@ -30,6 +30,9 @@ from unet_med.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_RUN = 10_000_019
+"""Steps between the seeds of two pieces; torch takes the lower 32 bits of a seed."""
+
 
 class Trainer:
     """State of a run and the operations on it.
@@ -136,7 +139,7 @@ class Trainer:
     def _loss_of(self, number: int, piece: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns the loss of a piece; dropout is a function of seed, step and the piece's place in the batch."""
         place = number * self.team.world + self.team.rank
-        torch.manual_seed(self.config.seed + 1 + self.step + (place << 40))
+        torch.manual_seed(self.config.seed + 1 + self.step + place * _LONGEST_RUN)
         if self.sums_of_batch is not None:
             self.sums_of_batch.start_piece()
         with self.autocast():
