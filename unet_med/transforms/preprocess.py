@@ -17,7 +17,7 @@ import torch
 from unet_med.config import ChannelNormalisation, PipelineConfig
 from unet_med.errors import ConfigError, InputRefusedError, ModelError
 from unet_med.geometry import Geometry, reorient
-from unet_med.transforms.intensity import Intensity, as_float32, measure, nonzero_box
+from unet_med.transforms.intensity import Intensity, measure, nonzero_box
 from unet_med.transforms.resample import GridChange, Scratch, resample_labels
 from unet_med.volume import Region, Volume
 
@@ -77,7 +77,7 @@ class Prepared:
     def _normalised(self, axis: int, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
         """What the rows [start, stop) are resampled from."""
         cut = self._image[(slice(None),) * (axis + 1) + (slice(*self._change.support(axis, start, stop)),)]
-        values = as_float32(cut).to(device or "cpu")
+        values = torch.from_numpy(np.array(cut, dtype=np.float32, order="C")).to(device or "cpu")
         outside = (values == 0).all(dim=0) if any(one.masked for one in self._intensities) else None
         for channel, intensity in zip(values, self._intensities, strict=True):
             intensity.apply_(channel, outside)
