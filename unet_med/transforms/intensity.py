@@ -84,7 +84,7 @@ def measure(
         nonzero_only: Mean and deviation are those of the voxels of which any channel is not 0.
 
     Raises:
-        InputRefusedError: for a constant channel.
+        InputRefusedError: for a constant channel, or one with values that are not finite.
         ConfigError: if ``ct`` lacks its numbers.
     """
     return tuple(
@@ -96,6 +96,11 @@ def _measure_channel(channel: _Channel, settings: ChannelNormalisation, number: 
     if settings.scheme == "none":
         return Intensity()
     lowest, highest = _extremes(channel)
+    if np.isnan(lowest) or (settings.scheme != "ct" and not np.isfinite([lowest, highest]).all()):
+        raise InputRefusedError(
+            f"channel {number} holds values that are not finite",
+            remedy="replace NaN and infinite values in the image by a background value",
+        )
     if lowest == highest:
         raise InputRefusedError(
             f"channel {number} holds the same value everywhere", remedy="give an image that shows something"
@@ -105,7 +110,7 @@ def _measure_channel(channel: _Channel, settings: ChannelNormalisation, number: 
             raise ConfigError("ct normalisation needs window, mean and sd", "preprocess.normalisation", "leave it auto")
         return Intensity(settings.window, settings.mean, settings.sd)
     limits = None
-    if settings.scheme == "percentile" and np.isfinite(highest - lowest):
+    if settings.scheme == "percentile":
         low, high = quantiles(channel, [percent / 100 for percent in _PERCENTILES])
         limits = (low, high) if high > low else None
     mean, sd = _moments(channel, limits)

@@ -9,6 +9,7 @@ small dense matrices, so the work is done by matrix products. The function is th
 
 However a grid is cut into slabs, a voxel is the same sum; its terms are added in an order that the matrix product may
 choose by the shape of the slab, so slabs agree to the rounding of float32 (below 1e-6 of the range), not to the bit.
+On a GPU this holds for torch's default of products in full float32; TF32 would cost 5e-4 of the range.
 """
 
 from __future__ import annotations

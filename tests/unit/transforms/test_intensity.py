@@ -112,3 +112,20 @@ def test_a_large_offset_does_not_spoil_the_deviation() -> None:
     image = (1e6 + np.arange(1000).reshape(1, 10, 100) % 7).astype(np.float32)
     (found,) = measure(image, [ChannelNormalisation(scheme="zscore")], nonzero_only=False)
     assert found.sd == pytest.approx(float(image.std(dtype=np.float64)), rel=1e-9)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(bad: float) -> None:
+    image = np.arange(100, dtype=np.float32).reshape(1, 10, 10)
+    image[0, 9, 9] = bad
+    with pytest.raises(InputRefusedError, match="channel 0 holds values that are not finite"):
+        measure(image, [ChannelNormalisation(scheme="percentile")], nonzero_only=False)
+
+
+def test_what_a_window_cuts_off_may_be_infinite() -> None:
+    ct = ChannelNormalisation(scheme="ct", window=(-100.0, 100.0), mean=0.0, sd=50.0)
+    image = np.array([[[-np.inf, 0.0, 50.0]]])
+    (found,) = measure(image, [ct], nonzero_only=False)
+    values = torch.tensor([-torch.inf, 0.0, 50.0])
+    found.apply_(values, None)
+    assert values.tolist() == [-2, 0, 1]

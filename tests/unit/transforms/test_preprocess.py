@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from unittest.mock import patch
 
 import numpy as np
@@ -218,3 +219,21 @@ def test_slabs_and_the_whole_are_the_pipeline_by_the_book(
     if prepared.geometry.shape == tuple(part.stop - part.start for part in prepared.box):
         np.testing.assert_array_equal(slabs.numpy(), whole)
     np.testing.assert_array_equal(volume.array, stored)
+
+
+@pytest.mark.parametrize(("scheme", "crop"), [("zscore", True), ("percentile", False)])
+def test_neither_preparing_nor_a_slab_copies_the_volume(scheme: str, crop: bool) -> None:
+    shape = (256, 192, 128)
+    stored = np.random.default_rng(0).integers(1, 4000, (1, *shape), dtype=np.int16)
+    whole, slab = 4 * stored.size, 4 * 16 * 192 * 128
+    preprocessor = Preprocessor(config(scheme, [1.0, 1.0, 1.0], crop))
+    volume = Volume(stored, Geometry.from_spacing(shape, (1.0, 1.0, 1.25)))
+    tracemalloc.start()
+    try:
+        prepared = preprocessor.prepare(volume)
+        assert tracemalloc.get_traced_memory()[1] < 0.3 * whole
+        tracemalloc.reset_peak()
+        assert prepared.slab(0, 96, 112).shape == (1, 16, 192, 160)
+        assert tracemalloc.get_traced_memory()[1] < 4 * slab
+    finally:
+        tracemalloc.stop()

@@ -104,6 +104,15 @@ def test_the_coarse_axis_takes_whole_slices() -> None:
     assert torch.equal(change.whole(image), image.repeat_interleave(2, dim=3))
 
 
+def test_autocast_does_not_coarsen_it() -> None:
+    image = torch.from_numpy(noise((20, 21, 22)))
+    change = GridChange((20, 21, 22), (30, 31, 32), 3)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        reduced = change.whole(image), linear_rows(image, 1, 0, 20, 30, 0, 30)
+    assert torch.equal(reduced[0], change.whole(image))
+    assert torch.equal(reduced[1], linear_rows(image, 1, 0, 20, 30, 0, 30))
+
+
 def test_equal_grids_give_the_image_itself() -> None:
     image = torch.from_numpy(noise((5, 6)))
     assert GridChange((5, 6), (5, 6), 3).whole(image) is image
