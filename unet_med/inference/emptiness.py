@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -59,6 +59,10 @@ class EmptinessRule:
         """Returns (N,) bool from the smallest and the largest value of windows, (N, C) each; NaN is not empty."""
         low, high, spread = (smallest.new_tensor(bound) for bound in (self.low, self.high, self.spread))
         return ((smallest >= low) & (largest <= high) & (largest - smallest <= spread)).all(dim=1)
+
+    def tightened(self) -> Self:
+        """Returns the rule with half the spread."""
+        return replace(self, spread=tuple(value / 2 for value in self.spread))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the rule as JSON values."""

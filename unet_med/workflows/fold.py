@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +16,10 @@ import numpy as np
 import torch
 
 from unet_med import __version__
-from unet_med.bundle import labels_of, save_bundle
-from unet_med.config import PipelineConfig, Tracking
+from unet_med.bundle import labels_of, load_bundle, save_bundle
+from unet_med.config import PipelineConfig, Tracking, parse_config
 from unet_med.data import CachedCase, PreparedCases, prepare_cases
-from unet_med.errors import InputRefusedError, MachineError, UnetMedError
+from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError
 from unet_med.identity import case_tag
 from unet_med.inference.device import precision_name
 from unet_med.io.atomic import whole_file, write_json
@@ -26,9 +28,11 @@ from unet_med.manifest import Manifest, ManifestCase, verified
 from unet_med.metrics import summarise
 from unet_med.overlays import outline_preview
 from unet_med.planning import Plan, make_plan
+from unet_med.training.distributed import Team
+from unet_med.training.emptiness import learn_emptiness, proven_emptiness
 from unet_med.training.loop import FitResult, fit
-from unet_med.training.tracking import Tracker, open_tracker, review_lines
-from unet_med.training.trainer import Trainer
+from unet_med.training.tracking import NullTracker, Tracker, open_tracker, review_lines
+from unet_med.training.trainer import Trainer, pieces_of_batch
 from unet_med.workflows.evaluate import score_cases
 from unet_med.workflows.progress import track
 
@@ -73,12 +77,15 @@ class Session:
     memory_gb: float | None
     started: float
     parent: Tracker | None
+    team: Team = field(default_factory=Team)
 
 
 def train_fold(
     config: PipelineConfig, manifest: Manifest, cases: FoldCases, folder: Path, session: Session
 ) -> FoldOutcome:
     """Trains one fold into ``folder``; an interrupted one goes on from its checkpoint.
+
+    Of several processes the first plans, records and writes; preparing and scoring are dealt out.
 
     Args:
         config: The pipeline as it was given; what is ``auto`` is resolved from the training cases alone.
@@ -87,22 +94,26 @@ def train_fold(
         folder: Receives ``model/``, ``model_best/``, ``checkpoint/``, ``metrics.json`` and the resolved plan.
         session: What the folds share.
 
+    Returns:
+        What became of it; nothing in the processes that do not lead.
+
     Raises:
-        MachineError: if memory or disk is full.
+        ConfigError: if a batch cannot be dealt out evenly.
+        MachineError: if memory or disk is full, or another process ended.
         TrainingError: if the loss is no longer finite.
     """
-    usable, refused = _unchanged(cases.training)
-    held_out, changed = _unchanged(cases.held_out)
-    plan, unreadable = _plan(config, manifest, usable, session)
-    refused = (*refused, *unreadable)
+    team = session.team
+    plan, usable, held_out, refused = _agreed(config, manifest, cases, session)
+    pieces_of_batch(plan.config, team.world)
     labels = labels_of(plan.config)
-    _write_plan(folder, plan)
     cache = session.out / "cache"
-    bad = {case_id for case_id, _ in refused}
-    training = prepare_cases([case for case in usable if case.id not in bad], plan.config, labels, cache, track)
-    validation = prepare_cases(held_out, plan.config, labels, cache, track)
-    tracker = open_run(plan.config, f"{config.name}-{cases.name}", session.journal, cases.name, session.parent)
-    write_json(session.out / JOURNAL, session.journal, JOURNAL)
+    training = _prepared(usable, plan.config, labels, cache, team)
+    validation = _prepared(held_out, plan.config, labels, cache, team)
+    tracker: Tracker = NullTracker()
+    if team.leads:
+        _write_plan(folder, plan)
+        tracker = open_run(plan.config, f"{config.name}-{cases.name}", session.journal, cases.name, session.parent)
+        write_json(session.out / JOURNAL, session.journal, JOURNAL)
     try:
         outcome = _fit_and_score(
             plan, labels, manifest, cases, training, validation, held_out, folder, tracker, session
@@ -117,11 +128,56 @@ def train_fold(
             ) from error
         raise
     tracker.finish("FINISHED")
-    everything = (*refused, *changed, *training.refused, *validation.refused)
+    everything = (*refused, *training.refused, *validation.refused)
     lines = [f"left out {case_id}: {error}" for case_id, error in everything] + outcome.lines
     return FoldOutcome(
         outcome.metrics, outcome.scored, len(everything), [*lines, *review_lines(config.tracking, tracker)]
     )
+
+
+def _agreed(
+    config: PipelineConfig, manifest: Manifest, cases: FoldCases, session: Session
+) -> tuple[Plan, list[ManifestCase], list[ManifestCase], tuple[tuple[str, UnetMedError], ...]]:
+    """Returns plan, usable and held-out cases, the same for all processes, and to the first what is left out."""
+    refused: tuple[tuple[str, UnetMedError], ...] = ()
+    told: dict[str, Any] = {}
+    if session.team.leads:
+        usable, refused = _unchanged(cases.training)
+        held_out, changed = _unchanged(cases.held_out)
+        plan, unreadable = _plan(config, manifest, usable, session)
+        bad = {case_id for case_id, _ in unreadable}
+        refused = (*refused, *unreadable, *changed)
+        told = {
+            "plan": (plan.config.model_dump(mode="json"), plan.reasons, plan.fingerprint),
+            "usable": [case.id for case in usable if case.id not in bad],
+            "held_out": [case.id for case in held_out],
+        }
+    told = session.team.share(told)
+    resolved, reasons, fingerprint = told["plan"]
+    plan = Plan(parse_config(resolved, "the plan"), reasons, fingerprint)
+    usable = [case for case in cases.training if case.id in set(told["usable"])]
+    held_out = [case for case in cases.held_out if case.id in set(told["held_out"])]
+    return plan, usable, held_out, refused
+
+
+def _prepared(
+    cases: Sequence[ManifestCase], config: PipelineConfig, labels: LabelMap, cache: Path, team: Team
+) -> PreparedCases:
+    """Prepares cases; of several processes each does its share, then all find everything in the cache."""
+    if team.world > 1:
+        with suppress(NothingUsableError):  # said below, when nothing is usable in any share
+            prepare_cases(team.deal(cases), config, labels, cache, _progress(team))
+        team.gather("prepared")
+    return prepare_cases(cases, config, labels, cache, _quiet if team.world > 1 else track)
+
+
+def _progress(team: Team) -> Callable[[Iterable[Any], str], Iterable[Any]]:
+    """One process shows how far it is."""
+    return track if team.leads else _quiet
+
+
+def _quiet(items: Iterable[Any], _description: str) -> Iterable[Any]:
+    return items
 
 
 def _plan(
@@ -159,13 +215,15 @@ def _fit_and_score(
 ) -> FoldOutcome:
     config = shareable(plan.config)
     channels = len(config.channels)
-    trainer = Trainer(config, labels, channels, session.device)
+    team = session.team
+    trainer = Trainer(config, labels, channels, session.device, team)
     counts = {"training_cases": len(training.cases), "held_out_cases": len(validation.cases)}
     machine = {"device": session.device.type, "precision": precision_name(trainer.precision)}
     describe_run(tracker, config, manifest, cases.name, counts, plan.reasons, machine)
     drawn = (validation.cases or training.cases)[: config.training.overlay_cases]
     recorder = _Recorder(tracker, drawn, labels, draws_validation=bool(validation.cases), trainer=trainer)
-    recorder.draw_truth()
+    if team.leads:
+        recorder.draw_truth()
     budget = config.training.max_minutes
     result = fit(
         trainer,
@@ -176,18 +234,31 @@ def _fit_and_score(
         max_seconds=None if budget is None else max(budget * 60 - (time.monotonic() - session.started), 1.0),
         record=recorder,
         overlay_ids=[case.id for case in drawn],
-        progress=track,
+        progress=_progress(team),
     )
     used = {case.id for case in training.cases}
     learnt_from = [case for case in cases.training if case.id in used]
     meta = _meta(plan, manifest, cases, learnt_from, result, session.device)
-    save_bundle(folder / "model", config, result.last, meta)
-    scored, unscored = score_cases([folder / "model"], held_out, session.device.type, track) if held_out else ([], [])
+    if team.leads:
+        save_bundle(folder / "model", config, result.last, meta)
+    scored, unscored = _scored(folder / "model", held_out, session.device, team)
+    if not team.leads:
+        return FoldOutcome({}, [], 0, [])
     metrics = summarise(scored) | {"refused": unscored}
     meta["results"] = {"held_out": {k: v for k, v in metrics.items() if k != "cases"}}
-    sha256 = save_bundle(folder / "model", config, result.last, meta)
+    learnt = learn_emptiness(training.cases, config)
+    prepared = (*validation.cases, *training.cases)
+    readers = {case.id: case.case.read for case in (*held_out, *learnt_from)}
+
+    def save_skipping(name: str, state: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> str:
+        save_bundle(folder / name, config, state, meta)
+        model, seconds = load_bundle(folder / name), result.seconds / 10
+        rule = proven_emptiness(learnt, model, prepared, readers, session.device.type, seconds)
+        return save_bundle(folder / name, config, state, {**meta, "empty_windows": rule})
+
+    sha256 = save_skipping("model", result.last, meta)
     if result.best is not None:
-        save_bundle(folder / "model_best", config, result.best, {**meta, "validation_dice": result.best_dice})
+        save_skipping("model_best", result.best, {**meta, "validation_dice": result.best_dice})
     write_json(folder / "metrics.json", metrics, "metrics.json")
     if metrics.get("cases"):
         tracker.cases(_case_rows(metrics))
@@ -197,6 +268,20 @@ def _fit_and_score(
     )
     lines = _fold_lines(cases, len(learnt_from), result, metrics, trainer, sha256, folder, version)
     return FoldOutcome(metrics, scored, 0, lines)
+
+
+def _scored(
+    model: Path, held_out: Sequence[ManifestCase], device: torch.device, team: Team
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Scores the held-out cases, dealt out to the processes; returns them all, and the refused ones."""
+    team.gather("saved")
+    mine = team.deal(held_out)
+    own = score_cases([model], mine, str(device), _progress(team)) if mine else ([], [])
+    order = {case.id: number for number, case in enumerate(held_out)}
+    scored, refused = (
+        sorted(chain(*part), key=lambda entry: order[entry["id"]]) for part in zip(*team.gather(own), strict=True)
+    )
+    return scored, refused
 
 
 class _Recorder:
@@ -325,7 +410,8 @@ def _fold_lines(
 ) -> list[str]:
     lines = [
         f"{cases.name}: {n_cases} cases, {result.steps} steps of {trainer.batch_size} in "
-        f"{result.seconds / 60:.1f} min ({result.seconds_per_step:.3f} s a step, {precision_name(trainer.precision)})",
+        f"{result.seconds / 60:.1f} min ({result.seconds_per_step:.3f} s a step, {precision_name(trainer.precision)}"
+        f"{f', {trainer.team.world} processes' if trainer.team.world > 1 else ''})",
         *result.notes,
     ]
     for label, values in metrics["per_label"].items():
