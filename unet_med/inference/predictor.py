@@ -347,7 +347,7 @@ class Predictor:
         """Post-processes labels in place; what is removed is no longer likely."""
         settings = self._models[0].bundle.config.postprocess
         before = labels.copy() if likely is not None else None
-        labels[...] = postprocess_labels(labels, settings, self.labels)
+        postprocess_labels(labels, settings, self.labels, out=labels)
         if likely is None or before is None:
             return
         for place, label in enumerate(self.labels.labels):

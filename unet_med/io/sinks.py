@@ -11,7 +11,7 @@ a mask is whole, in all formats, or nothing of it is there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from unet_med.io.export.nifti import NiftiPlace, check_nifti, same_values, save_
 from unet_med.io.export.sidecars import RESEARCH_ONLY, label_entries, sidecar_content
 from unet_med.io.reading import FileSource, native, whole
 from unet_med.labels import LabelMap
-from unet_med.volume import ImageSource, MaskSink, Region
+from unet_med.volume import SLAB_VOXELS, ImageSource, MaskSink, Region
 
 __all__ = ["RESEARCH_ONLY", "check_formats", "label_centroids", "open_mask_sink", "storable", "write_image"]
 
@@ -261,12 +261,11 @@ def _pages(array: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
     letters = "TZCYX" if volume else "TCYX"
     keep = [axis for axis, letter in enumerate(letters) if letter in "YXZ" or ordered.shape[axis] > 1]
     drop = tuple(axis for axis in range(len(letters)) if axis not in keep)
-    return ordered.squeeze(drop), "".join(letters[axis] for axis in keep)
+    return np.ascontiguousarray(ordered.squeeze(drop)), "".join(letters[axis] for axis in keep)
 
 
 def _save_tiff(part: Path, pages: npt.NDArray[Any], axes: str, spacing_mm: tuple[float, ...] | None) -> None:
-    """Writes an ImageJ hyperstack, or an OME-TIFF where ImageJ's own format has no such type or size."""
-    pages = np.ascontiguousarray(pages)
+    """Writes contiguous pages as an ImageJ hyperstack, or as OME-TIFF where ImageJ has no such type or size."""
     imagej = str(pages.dtype) in _IMAGEJ_DTYPES and pages.nbytes < _IMAGEJ_BYTES and not ("S" in axes and axes != "YXS")
     metadata: dict[str, Any] = {"axes": axes}
     options: dict[str, Any] = {"photometric": "rgb" if "S" in axes else "minisblack"}
@@ -283,13 +282,27 @@ def _save_tiff(part: Path, pages: npt.NDArray[Any], axes: str, spacing_mm: tuple
 
 def _check_tiff(part: Path, pages: npt.NDArray[Any], axes: str, where: str) -> dict[str, Any]:
     with tifffile.TiffFile(part) as file:
-        series = file.series[0]
-        found = series.asarray()
-        letters = series.axes
-    if letters != axes.replace("Z", "") and letters != axes:
-        raise unlike("axes", where)
-    same_values(found.reshape(pages.shape), pages, where)
+        if file.series[0].axes not in (axes, axes.replace("Z", "")):
+            raise unlike("axes", where)
+        same_values(_TiffVoxels(file), pages.reshape(-1), where)
     return {"readers": ["tifffile"], "axes": axes, "shape": True, "values": True, "passed": True}
+
+
+class _TiffVoxels:
+    """The first series of a TIFF file that is not compressed, as tifffile finds it: voxels in a row, part by part."""
+
+    def __init__(self, file: tifffile.TiffFile) -> None:
+        self._file = file
+        self._series = file.series[0]
+        self.shape = (int(self._series.size),)
+
+    def parts(self) -> Iterator[tuple[Region, npt.NDArray[Any]]]:
+        """Yields regions and their voxels."""
+        dtype = self._series.dtype.newbyteorder(self._file.byteorder)
+        for start in range(0, self.shape[0], SLAB_VOXELS):
+            stop = min(start + SLAB_VOXELS, self.shape[0])
+            place = self._series.dataoffset + start * dtype.itemsize
+            yield (slice(start, stop),), self._file.filehandle.read_array(dtype, stop - start, place)
 
 
 # ---- images -------------------------------------------------------------------------------------------------------
@@ -319,7 +332,7 @@ def _write_picture(source: ImageSource, target: Path) -> tuple[list[Path], dict[
     pages, axes = _pages(frames)
     colours = isinstance(source, FileSource) and "S" in source.ref.axes and source.channels == 3
     if colours and axes == "CYX" and pages.dtype == np.uint8:
-        pages, axes = pages.transpose(1, 2, 0), "YXS"
+        pages, axes = np.ascontiguousarray(pages.transpose(1, 2, 0)), "YXS"
     path = _named(target, ".tif")
     with whole_file(path, source.id) as part:
         _save_tiff(part, pages, axes, source.geometry.spacing_mm)

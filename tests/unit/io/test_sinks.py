@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,7 @@ from allocations import peak_bytes
 
 from unet_med.errors import InputRefusedError, MachineError
 from unet_med.geometry import Geometry
+from unet_med.io import sinks
 from unet_med.io.export import nifti as nifti_export
 from unet_med.io.export.mask import ExportOptions
 from unet_med.io.nifti import NiftiSource, inspect_nifti
@@ -343,6 +345,35 @@ def test_writing_a_longer_mask_takes_no_more_memory(tmp_path: Path, formats: tup
         sink.labels_of()[20:140, 20:140, 2:] = 1
         peaks.append(peak_bytes(sink.close))
     assert peaks[1] < peaks[0] + 0.05 * 160 * 160 * 120
+
+
+@pytest.mark.parametrize(("shape", "wrong"), [((60, 70), 0), ((60, 70), -1), ((30, 40, 50), 17)])
+def test_a_tiff_is_compared_to_its_last_voxel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Any, wrong: int
+) -> None:
+    monkeypatch.setattr(sinks, "SLAB_VOXELS", 1000)
+    true_write = tifffile.imwrite
+
+    def erring(path: Path, pages: np.ndarray, **options: Any) -> None:
+        pages = pages.copy()
+        pages.reshape(-1)[wrong] += 1
+        true_write(path, pages, **options)
+
+    sink = open_mask_sink(_source(Geometry(shape)), tmp_path / "good", LABELS)
+    sink.labels_of()[...] = _mask(shape)
+    np.testing.assert_array_equal(tifffile.imread(sink.close()[0]).T, _mask(shape))
+    monkeypatch.setattr(sinks.tifffile, "imwrite", erring)
+    with pytest.raises(InputRefusedError, match="voxels differ"):
+        open_mask_sink(_source(Geometry(shape)), tmp_path / "bad", LABELS).close()
+
+
+def test_writing_a_longer_tiff_takes_no_more_memory(tmp_path: Path) -> None:
+    peaks = []
+    for length in (30, 150):
+        sink = open_mask_sink(_source(Geometry((160, 160, length)), "uint8"), tmp_path / str(length), LABELS)
+        sink.labels_of()[20:140, 20:140, 2:] = 1
+        peaks.append(peak_bytes(sink.close))
+    assert peaks[1] < peaks[0] + 0.2 * 160 * 160 * 120
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6)])
