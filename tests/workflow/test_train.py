@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import yaml
 from toy_set import PIPELINE, Trained, write_toy_set
 
@@ -20,6 +23,7 @@ from unet_med.errors import InputRefusedError, MachineError, NothingUsableError,
 from unet_med.io.source import IntakeOptions
 from unet_med.training.trainer import Trainer
 from unet_med.workflows.manifest import make_manifest
+from unet_med.workflows.run import run
 from unet_med.workflows.train import train
 
 
@@ -211,3 +215,35 @@ def test_too_few_cases_for_folds(place: Path) -> None:
     with pytest.raises(UsageError, match="--fold all"):
         go(place)
     assert go(place, fold="all").exit_code == 0
+
+
+@pytest.mark.slow
+def test_two_processes_train_score_and_write_as_one(place: Path) -> None:
+    change_image(place, "toy_03.nii.gz", lambda values: np.full_like(values, 3.0))
+    make_manifest(place / "data", place / "M.json", folds=3, intake=IntakeOptions())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    fp32 = ["--set", "training.precision=fp32", "--set", "training.optimizer=sgd"]
+    command = ["-m", "unet_med", "train", "toy.yaml", "--data", "M.json", "--device", "cpu", *fp32]
+    refused = [*torchrun, *command, "--out", "REFUSED", "--set", "sampling.batch_size=3"]
+    done = subprocess.run(refused, cwd=place, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert "a batch of 3 cannot be dealt out evenly to 2 processes" in done.stderr
+    done = subprocess.run([*torchrun, *command, "--out", "TWO"], cwd=place, capture_output=True, text=True, check=False)
+    assert "exitcode  : 3" in done.stderr, done.stderr  # a case was left out
+    assert done.stdout.count("fold_0: ") == 1
+    assert done.stdout.count("left out toy_03") == 1
+    assert "2 processes" in done.stdout
+    assert go(place, out="ONE", overrides=fp32[1::2]).exit_code == 3
+    two, one = (json.loads((place / out / "metrics.json").read_text(encoding="utf-8")) for out in ("TWO", "ONE"))
+    assert [case["id"] for case in two["cases"]] == [case["id"] for case in one["cases"]]
+    assert two["mean"]["dice"] == pytest.approx(one["mean"]["dice"], abs=1e-3)
+    weights, expected = (load_bundle(place / out).state for out in ("TWO", "ONE"))
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-5, msg=name)
+    assert not (place / "TWO" / "cache").exists()
+
+
+def test_the_whole_way_is_for_one_process(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="only training is done by several processes"):
+        run(place / "toy.yaml", place / "data", place / "OUT")

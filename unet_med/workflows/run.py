@@ -17,6 +17,7 @@ from unet_med.io.export.choices import export_options
 from unet_med.io.export.formats import parse_formats
 from unet_med.io.source import IntakeOptions
 from unet_med.manifest import load_manifest
+from unet_med.training.distributed import launched_processes
 from unet_med.workflows.check import check
 from unet_med.workflows.evaluate import evaluate
 from unet_med.workflows.manifest import make_manifest
@@ -56,9 +57,15 @@ def run(
         formats: Formats of the masks, as for ``predict``.
 
     Raises:
-        UsageError: if ``out`` lies inside ``folder``, or there is no such format.
+        UsageError: if ``out`` lies inside ``folder``, there is no such format, or ``torchrun`` started it.
         ConfigError: if a format needs codes of labels that nobody gave.
     """
+    if launched_processes() > 1:
+        raise UsageError(
+            "only training is done by several processes",
+            "torchrun",
+            "make a manifest, then `torchrun -m unet_med train`",
+        )
     if out.resolve().is_relative_to(folder.resolve()):
         raise UsageError("the output folder lies inside the input folder", "--out", "choose a folder beside it")
     parse_formats(formats)

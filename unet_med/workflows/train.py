@@ -18,6 +18,7 @@ from unet_med.inference.device import choose_device
 from unet_med.io.atomic import write_json
 from unet_med.manifest import Manifest, load_manifest
 from unet_med.metrics import summarise
+from unet_med.training.distributed import open_team, own_device
 from unet_med.training.tracking import Tracker
 from unet_med.workflows.fold import (
     JOURNAL,
@@ -47,7 +48,7 @@ def train(
     overwrite: bool = False,
     memory_gb: float | None = None,
 ) -> Outcome:
-    """Trains one fold, all folds, or on all cases.
+    """Trains one fold, all folds, or on all cases; the processes that ``torchrun`` started do it together.
 
     Args:
         pipeline: Pipeline YAML.
@@ -63,44 +64,57 @@ def train(
 
     Raises:
         UsageError: for a fold that does not exist, or a folder that holds another run.
+        MachineError: if another process of this training ended.
     """
     started = time.monotonic()
-    processor = choose_device(device)
+    processor = own_device(choose_device(device))
     config = load_config(pipeline, overrides)
     if max_minutes is not None:
         config = config.replacing({"training.max_minutes": max_minutes})
     manifest = load_manifest(data)
     manifest.require_clean()
     folds = _folds(manifest, fold)
-    journal = _open_run(out, _job(config, manifest, folds), resume, overwrite)
-    if journal.get("finished"):
-        return Outcome(journal["result"], ["this run is finished already", *journal["lines"]])
-    single = len(folds) == 1
-    parent = None if single else _open_parent(config, manifest, journal, processor.type)
-    outcomes: dict[str, FoldOutcome] = {}
-    try:
-        for cases in folds:
-            if cases.name not in journal["folds"]:
-                folder = out if single else out / cases.name
-                session = Session(out, journal, processor, memory_gb, started, parent)
-                journal["folds"][cases.name] = asdict(train_fold(config, manifest, cases, folder, session))
-                write_json(out / JOURNAL, journal, JOURNAL)
-            outcomes[cases.name] = FoldOutcome(**journal["folds"][cases.name])
-            started = time.monotonic()
-    except BaseException as error:
-        if parent is not None:
-            parent.finish(ending(error))
-        raise
+    with open_team(processor) as team:
+        journal = team.share(_open_run(out, _job(config, manifest, folds), resume, overwrite) if team.leads else {})
+        if journal.get("finished"):
+            lines = ["this run is finished already", *journal["lines"]]
+            return Outcome(journal["result"], lines if team.leads else [])
+        single = len(folds) == 1
+        parent = None if single or not team.leads else _open_parent(config, manifest, journal, processor.type)
+        outcomes: dict[str, FoldOutcome] = {}
+        try:
+            for cases in folds:
+                if cases.name not in journal["folds"]:
+                    folder = out if single else out / cases.name
+                    session = Session(out, journal, processor, memory_gb, started, parent, team)
+                    outcome = train_fold(config, manifest, cases, folder, session)
+                    journal["folds"][cases.name] = team.share(asdict(outcome))
+                    if team.leads:
+                        write_json(out / JOURNAL, journal, JOURNAL)
+                outcomes[cases.name] = FoldOutcome(**journal["folds"][cases.name])
+                started = time.monotonic()
+        except BaseException as error:
+            if parent is not None:
+                parent.finish(ending(error))
+            raise
+        return _finish(out, journal, outcomes, parent, team.leads)
+
+
+def _finish(
+    out: Path, journal: dict[str, Any], outcomes: Mapping[str, FoldOutcome], parent: Tracker | None, leads: bool
+) -> Outcome:
+    """Sums up the folds; one process writes and speaks."""
     result, lines = _summary(outcomes, out)
     if parent is not None:
         parent.epoch(1, {f"cv/{k}": v for k, v in result["mean"].items() if isinstance(v, float)})
         parent.finish("FINISHED")
-    write_json(out / "metrics.json", result, "metrics.json")
-    journal |= {"finished": True, "result": result, "lines": lines}
-    write_json(out / JOURNAL, journal, JOURNAL)
-    shutil.rmtree(out / "cache", ignore_errors=True)
+    if leads:
+        write_json(out / "metrics.json", result, "metrics.json")
+        journal |= {"finished": True, "result": result, "lines": lines}
+        write_json(out / JOURNAL, journal, JOURNAL)
+        shutil.rmtree(out / "cache", ignore_errors=True)
     refused = any(outcome.refused for outcome in outcomes.values())
-    return Outcome(result, lines, SOME_REFUSED if refused else 0)
+    return Outcome(result, lines if leads else [], SOME_REFUSED if refused else 0)
 
 
 def _open_parent(config: PipelineConfig, manifest: Manifest, journal: dict[str, Any], device: str) -> Tracker:
