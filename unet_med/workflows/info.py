@@ -43,6 +43,7 @@ def info(model: str) -> Outcome:
         "plan": bundle.config.model_dump(mode="json"),
         "reasons": _section(bundle, "reasons"),
         "results": _section(bundle, "results"),
+        "empty_windows": _section(bundle, "empty_windows") or None,
         "limits": limits,
     }
     return Outcome(result, _lines(bundle, result))
@@ -62,6 +63,8 @@ def _lines(bundle: BundleInfo, result: Mapping[str, Any]) -> list[str]:
         f"  {_words(key)}: {_short(value)}" for key, value in result["training"].items() if value not in (None, "", [])
     ]
     lines += ["", "plan", *_plan_lines(result)]
+    if result["empty_windows"]:
+        lines.append(f"  empty windows: {result['empty_windows'].get('reason')}")
     lines += ["", "results"] + (_result_lines(result["results"]) or ["  none recorded"])
     lines += ["", "limits"] + [f"  {text}" for text in result["limits"]]
     return lines
