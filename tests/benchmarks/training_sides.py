@@ -40,8 +40,8 @@ def read_cases(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def ours(folder: Path, options: argparse.Namespace) -> Step:
-    """Our trainer with its loader and augmentation."""
+def ours(folder: Path, options: argparse.Namespace, team: Any = None) -> Step:
+    """Our trainer with its loader and augmentation; with a team, this process's share of each step."""
     import torch
 
     from unet_med.bundle import labels_of
@@ -88,8 +88,9 @@ def ours(folder: Path, options: argparse.Namespace) -> Step:
         place = folder / f"ours-{os.getpid()}" / name
         write_case(place, image[None], label, None, (1.0, 1.0, 1.0))
         cases.append(CachedCase(name, place, label.shape, (1.0, 1.0, 1.0)))
-    trainer = Trainer(config, labels_of(config), 1, torch.device("cpu"))
-    batches = patch_loader(PatchDataset(cases, config), trainer.batch_size, 0, 10**6, options.workers)
+    trainer = Trainer(config, labels_of(config), 1, torch.device("cpu"), team)
+    share = trainer.team.rank, trainer.team.world
+    batches = patch_loader(PatchDataset(cases, config), trainer.batch_size, 0, 10**6, options.workers, *share)
     TO_THE_END.enter_context(freed_memory_kept())  # as the training loop does
     return lambda: trainer.train_step(next(batches), 1e-3)
 
