@@ -143,28 +143,32 @@ def test_a_dark_structure_that_stands_out_in_another_channel_does_not(tmp_path: 
     assert len(learnt.rule.low) == 2
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_no_training_window_with_a_label_is_ever_skipped(seed: int, tmp_path: Path) -> None:
+def test_no_training_window_with_a_label_is_ever_skipped(tmp_path: Path) -> None:
+    config, learnt = _config(window=8), []
+    for seed in range(10):
+        cases = _cases(tmp_path / str(seed), _specks(seed))
+        learnt.append(learn_emptiness(cases, config))
+        windows = WindowExtremes.of(cases, (8, 8, 8), config.inference.overlap)
+        rule = learnt[-1].rule
+        assert rule is None or not (windows.skipped_by(rule) & windows.labelled).any()
+    assert 3 <= sum(one.rule is not None for one in learnt) < 10, "both outcomes are tried"
+
+
+def _specks(seed: int) -> list[Scan]:
+    """Labelled blocks of a few voxels, bright to faint, anywhere in noise of several levels."""
     rng = np.random.default_rng(seed)
     scans = []
-    for _ in range(5):
-        shape = tuple(rng.integers(14, 50, 3))
-        image = rng.normal(0, rng.uniform(0, 0.3), shape)
-        label = np.zeros(shape, bool)
+    for _ in range(7):
+        shape = tuple(rng.integers(14, 40, 3))
+        image, label = rng.normal(0, rng.uniform(0, 0.05), shape), np.zeros(shape, bool)
         for _ in range(rng.integers(1, 4)):
-            at = [rng.integers(0, n) for n in shape]
-            part = tuple(slice(a, a + s) for a, s in zip(at, rng.integers(1, 5, 3), strict=True))
-            label[part] = True
-            image[part] += rng.uniform(-1, 4)
-        image[: shape[0] // 2] += rng.uniform(0, 3)
+            at, size = rng.integers(0, shape), rng.integers(1, 5, 3)
+            block = tuple(slice(a, a + s) for a, s in zip(at, size, strict=True))
+            label[block] = True
+            image[block] += rng.uniform(0.02 * seed, 3)
+        image[: shape[0] // 3] += rng.uniform(0, 0.2)
         scans.append((image, label))
-    cases, config = _cases(tmp_path, scans), _config(window=8)
-    learnt = learn_emptiness(cases, config)
-    windows = WindowExtremes.of(cases, (8, 8, 8), config.inference.overlap)
-    if learnt.rule is not None:
-        skipped = windows.skipped_by(learnt.rule)
-        assert skipped.any()
-        assert not (skipped & windows.labelled).any()
+    return scans
 
 
 def test_extremes_are_those_of_the_windows_that_prediction_lays(tmp_path: Path) -> None:
