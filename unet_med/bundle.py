@@ -84,16 +84,19 @@ class Bundle:
         return 2 if self.config.dims == 2 else 3
 
     def network(self) -> nn.Module:
-        """Returns the network in evaluation mode with the weights loaded.
+        """Returns the network in evaluation mode; its weights are those of :attr:`state`, not copies.
 
         Raises:
             ModelError: when the weights do not fit the network that the pipeline describes.
         """
+        import torch
+
         from unet_med.networks import build_network
 
-        network = build_network(self.config.network, self.dims, len(self.channels), self.labels.outputs)
+        with torch.device("meta"):  # no random numbers for weights that are replaced at once
+            network = build_network(self.config.network, self.dims, len(self.channels), self.labels.outputs)
         try:
-            network.load_state_dict(self.state, strict=True)
+            network.load_state_dict(self.state, strict=True, assign=True)
         except RuntimeError as error:
             raise ModelError("the weights do not fit the network that the bundle describes", WEIGHTS, _AGAIN) from error
         return network.eval()

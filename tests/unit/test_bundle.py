@@ -92,6 +92,16 @@ def test_weights_of_another_network_do_not_load(tiny_bundle) -> None:
         load_bundle(folder).network()
 
 
+def test_a_network_is_made_of_the_bundles_own_weights_and_no_random_numbers(tiny_bundle) -> None:
+    bundle = load_bundle(tiny_bundle())
+    before = torch.get_rng_state()
+    network = bundle.network()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {name: value.data_ptr() for name, value in network.state_dict().items()} == {
+        name: value.data_ptr() for name, value in bundle.state.items()
+    }
+
+
 def test_an_unresolved_pipeline_is_no_model(tiny_bundle, tmp_path: Path) -> None:
     good = load_bundle(tiny_bundle())
     open_config = good.config.replacing({"sampling.batch_size": "auto"})

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unet_med.errors import ModelError
+from unet_med.networks.joined import convolve_joined, joining_pays
 from unet_med.networks.layout import Layout
 from unet_med.networks.norm import InstanceNormAct
 from unet_med.networks.tracing import is_tracing
@@ -80,7 +81,8 @@ class UNet(nn.Module):
         self.upsampling = nn.ModuleList(_Upsampling(layout, level) for level in above)
         self.decoder = nn.ModuleList(_Level(layout, level, 2 * features[level], decoder=True) for level in above)
         self.heads = nn.ModuleList(_CONVOLUTION[layout.dims](features[n], outputs, 1) for n in range(layout.heads))
-        self._initialise()
+        if not self.heads[0].weight.is_meta:
+            self._initialise()
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Maps (N, C, *patch + 2 * context) to logits (N, outputs, *patch).
@@ -111,7 +113,7 @@ class UNet(nn.Module):
 
     def _decoded(self, x: Tensor, wanted: int) -> Iterator[tuple[int, Tensor]]:
         """Yields level and features of the ``wanted`` finest levels of the decoder, the coarsest of them first."""
-        if not is_tracing():  # a trace records no checks, and layouts are the business of what runs it
+        if not (is_tracing() or torch.compiler.is_compiling()):  # neither records checks
             self._check(x)
         x = _channels_last(x)
         skips: list[Tensor] = []
@@ -120,11 +122,22 @@ class UNet(nn.Module):
             skips.append(x)
         x = self.dropout(skips.pop())
         for level in range(len(self.decoder) - 1, -1, -1):
-            x = self.upsampling[level](x)
-            joined = torch.cat((_cropped(skips.pop(), self.crops[level]), x), dim=1)
-            x = self.decoder[level](_channels_last(joined))
+            x = self._joined(level, _cropped(skips.pop(), self.crops[level]), x)
             if level < wanted:
                 yield level, x
+
+    def _joined(self, level: int, skip: Tensor, below: Tensor) -> Tensor:
+        """Returns the decoder's features of a level from its skip connection and the features of the level below."""
+        blocks, upsampling = self.decoder[level], self.upsampling[level]
+        first, *others = (module for block in blocks for module in block)
+        if self.training and below.device.type == "cpu" and joining_pays(below, upsampling.convolution, first):
+            x = convolve_joined(skip, below, upsampling.convolution, first)
+            for module in others:
+                x = module(x)
+            return x
+        x = torch.cat((skip, upsampling(below)), dim=1)
+        joined: Tensor = blocks(_channels_last(x))
+        return joined
 
     def _check(self, x: Tensor) -> None:
         layout = self.layout
