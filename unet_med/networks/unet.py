@@ -129,7 +129,7 @@ class UNet(nn.Module):
     def _joined(self, level: int, skip: Tensor, below: Tensor) -> Tensor:
         """Returns the decoder's features of a level from its skip connection and the features of the level below."""
         blocks, upsampling = self.decoder[level], self.upsampling[level]
-        first, *others = (module for block in blocks for module in block)
+        first, *others = (module for block in blocks.children() for module in block.children())
         if self.training and below.device.type == "cpu" and joining_pays(below, upsampling.convolution, first):
             x = convolve_joined(skip, below, upsampling.convolution, first)
             for module in others:
