@@ -24,9 +24,6 @@ from unet_med.volume import Region, Volume
 ANISOTROPY_RATIO = 3.0
 """Above this ratio of spacings the coarse axis is resampled separately, by the nearest slice."""
 
-OUTSIDE_LOGIT = 30.0
-"""Certainty given to background where an image was cropped away."""
-
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
