@@ -36,7 +36,7 @@ _CHUNK_VALUES = 2**24
 _MAPS_IN_MEMORY = 6
 """Feature maps of the finest level that a forward pass holds at once, in multiples of its channels."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
-_OUTSIDE_LOGIT = 30.0
+OUTSIDE_LOGIT = 30.0
 """Certainty given to background where an image was cropped away or nothing was computed."""
 _CARD_SHARE = 0.5
 """Share of a card's free memory that blended windows may take; more is blended in the main memory."""
@@ -475,9 +475,9 @@ class _ModelRows:
     def _outside(self, ndim: int, device: torch.device) -> Tensor:
         """Logits of certain background: output 0, no region at all; (outputs, 1, ...)."""
         labels = self._model.bundle.labels
-        values = torch.full((labels.outputs,), -_OUTSIDE_LOGIT, device=device)
+        values = torch.full((labels.outputs,), -OUTSIDE_LOGIT, device=device)
         if not labels.regions:
-            values[0] = _OUTSIDE_LOGIT
+            values[0] = OUTSIDE_LOGIT
         return values.view(-1, *[1] * (ndim - 1))
 
 
