@@ -107,9 +107,13 @@ def _is_channels_last(x: Tensor) -> bool:
     return layout is not None and x.is_contiguous(memory_format=layout)
 
 
-@lru_cache
 def _kernels_work(device: torch.device) -> bool:
-    """Whether the kernels of :mod:`unet_med.networks.fused_norm` run on a card; the first question tries them."""
+    """Whether the kernels of :mod:`unet_med.networks.fused_norm` run on a card; a compiler records the answer."""
+    return _try_kernels(device)
+
+
+@lru_cache
+def _try_kernels(device: torch.device) -> bool:
     try:
         from unet_med.networks.fused_norm import kernels_work
     except ImportError:  # torch without Triton

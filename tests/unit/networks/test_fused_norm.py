@@ -186,7 +186,7 @@ def test_channels_last_tensors_of_a_card_take_the_kernels(
 
 def test_torch_without_triton_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "unet_med.networks.fused_norm", None)  # importing it raises ImportError
-    assert norm._kernels_work.__wrapped__(torch.device("cuda")) is False
+    assert norm._try_kernels.__wrapped__(torch.device("cuda")) is False
 
 
 if __name__ == "__main__":
