@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from PIL import Image
 
 from unet_med.errors import InputRefusedError, MachineError, ModelError, UnetMedError
 from unet_med.geometry import Geometry
+from unet_med.inference.estimate import CaseSize
 from unet_med.inference.peak import PeakMeter
 from unet_med.inference.predictor import Prediction, Predictor, is_out_of_memory
 from unet_med.inference.worker import CaseJob
@@ -36,10 +36,8 @@ from unet_med.volume import MaskSink, Volume
 
 logger = logging.getLogger(__name__)
 
-MemoryCheck = Callable[[Geometry, int], list[str]]
-"""Given the grid and the channels of an image, raises MachineError when it cannot fit; returns notes."""
-
-_BYTES = 4  # of a voxel in memory: float32
+MemoryCheck = Callable[[CaseSize], list[str]]
+"""Given the size of a case whose image is in memory, raises MachineError when it cannot fit; returns notes."""
 
 
 class OutputError(MachineError):
@@ -100,22 +98,21 @@ class CaseWork:
     @property
     def image_bytes(self) -> int:
         """Memory of one frame of the image and its labels."""
-        case = self.job.case
-        return (_BYTES * case.channels + 1) * prod(case.geometry.shape)
+        return CaseSize.of(self.job.case).image_bytes
 
     # ---- the three stages -------------------------------------------------------------------------------------------
 
     def read(self) -> None:
         """Reads the first frame and its truth; the frames of a movie that follow are read when their turn comes."""
-        self._guarded(self._read)
+        self._guarded(self._read, time.thread_time)
 
     def compute(self) -> None:
         """Predicts all frames."""
-        self._guarded(self._compute)
+        self._guarded(self._compute, time.perf_counter)
 
     def write(self) -> None:
         """Writes and checks the mask, counts labels, scores and draws."""
-        self._guarded(self._write)
+        self._guarded(self._write, time.thread_time)
         self._forget()
 
     def result(self) -> dict[str, Any]:
@@ -146,11 +143,11 @@ class CaseWork:
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
-    def _guarded(self, stage: Callable[[], None]) -> None:
+    def _guarded(self, stage: Callable[[], None], clock: Callable[[], float]) -> None:
         """Times a stage and keeps what goes wrong in it; nothing more is done with a case that failed."""
         if self._status != "done":
             return
-        started = time.perf_counter()
+        started = clock()
         try:
             stage()
         except OutputError as error:
@@ -166,7 +163,7 @@ class CaseWork:
             unexpected = f"an unexpected {type(error).__name__}; please report it"
             self._end("failed", "out of memory" if starved else unexpected, starved)
         finally:
-            self._seconds += time.perf_counter() - started
+            self._seconds += clock() - started
 
     def _end(self, status: str, reason: str, starved: bool = False) -> None:
         self._status, self._reason, self._starved = status, reason, starved
@@ -199,7 +196,7 @@ class CaseWork:
         if self._opened is None or self._first is None:
             raise InputRefusedError("the case has no frame", case.id, "check the file")
         if self._check_memory is not None:
-            self._note(self._check_memory(case.geometry, case.channels))
+            self._note(self._check_memory(CaseSize.of(case)))
         self._sink = self._open_sink()
         frame = self._first
         self._first = None
@@ -276,10 +273,10 @@ def do_case(predictor: Predictor, job: CaseJob) -> dict[str, Any]:
 
     Returns:
         JSON-able: ``id``, ``status`` (``done``, ``refused`` or ``failed``), ``reason``, ``outputs`` (relative to the
-        folder), ``seconds`` (of its own work, without waiting for other cases), ``peak_memory_mb`` (the most that the
-        process held from its reading to its writing, with what it held of other cases), ``checks``, ``volumes``,
-        ``notes``, ``device``, ``precision``, ``out_of_memory``; when it was predicted ``engine``, ``engine_why``,
-        ``windows``, ``windows_skipped``; for cases with truth ``labels`` (scores).
+        folder), ``seconds`` (the time of its prediction, and of the processor for reading and writing),
+        ``peak_memory_mb`` (the most that the process held from its reading to its writing, with what it held of other
+        cases), ``checks``, ``volumes``, ``notes``, ``device``, ``precision``, ``out_of_memory``; when it was predicted
+        ``engine``, ``engine_why``, ``windows``, ``windows_skipped``; for cases with truth ``labels`` (scores).
 
     Raises:
         OutputError: when the outputs cannot be written (disk full).

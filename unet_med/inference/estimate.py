@@ -1,7 +1,8 @@
 """How long a prediction will take and how much memory it will need, before it runs.
 
-A window is timed on this machine; the rest is arithmetic. An estimate, not a promise: reading, resampling and
-writing come on top, and other programs slow a machine down.
+What a window, a voxel and a file cost is measured on this machine (:mod:`unet_med.inference.probe`); the rest is
+arithmetic on what prediction holds: the image as it is stored, its mask, the rolling sum of windows, the slab that is
+prepared and the rows that become labels.
 """
 
 from __future__ import annotations
@@ -15,19 +16,33 @@ from itertools import combinations
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from torch import nn
 
 from unet_med.config import PipelineConfig
-from unet_med.errors import ConfigError
+from unet_med.errors import ConfigError, MachineError
 from unet_med.geometry import Geometry
-from unet_med.inference.tiling import window_starts
-from unet_med.networks import context_voxels
+from unet_med.inference.stream import rolling_values
+from unet_med.inference.tiling import WindowAxis, window_axes
+from unet_med.io.cases import Case
+from unet_med.networks import admissible_patch, context_voxels
 
 _POLL_SECONDS = 0.002
 _FEWEST_RUNS, _MOST_RUNS, _TIMING_SECONDS = 2, 10, 3.0
 _BYTES = 4  # float32
+_CHUNK_VALUES = 2**24
+_BATCH = {2: 4, 3: 1}
+"""Windows in one pass on a CPU, by the axes of the network."""
+_COPIES = 3
+"""Of a chunk of logits: blended, brought to the image's grid, and the values that labels are chosen by."""
+_ERROR = 1.25
+"""Estimates hold within 25 %: what is not further beyond the free memory than that is tried, with a note."""
+_IN_WORK = 3
+"""Cases that are read, computed and written at the same time."""
+_SHARE_OF_MEMORY = 0.25
+"""Of the free memory, what the images of several cases in work may take; larger ones are done one after the other."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +59,118 @@ class WindowCost:
 
 
 @dataclass(frozen=True)
-class CaseCost:
-    """What one image will cost.
+class CaseSize:
+    """What an estimate needs to know of an image.
 
     Attributes:
-        windows: Forward passes, mirrored ones included.
-        seconds: Time of these passes.
-        peak_bytes: Memory beyond what the process holds with the model loaded.
+        geometry: Grid of a frame.
+        channels: Of all files together.
+        voxel_bytes: Of a voxel with all channels as it is held in memory.
+        frames: Pictures or volumes of this grid.
+    """
+
+    geometry: Geometry
+    channels: int
+    voxel_bytes: int
+    frames: int = 1
+
+    @classmethod
+    def of(cls, case: Case) -> CaseSize:
+        """Returns the size of a case, from its headers."""
+        kept = sum(source.channels * np.dtype(source.dtype).itemsize for source in case.sources)
+        return cls(case.geometry, case.channels, kept, len(case.frames))
+
+    @property
+    def image_bytes(self) -> int:
+        """Of a frame and its labels."""
+        return (self.voxel_bytes + 1) * self.voxels
+
+    @property
+    def voxels(self) -> int:
+        """Of a frame."""
+        return prod(self.geometry.shape)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that the prediction of a frame holds beyond the loaded model and the window that is computed.
+
+    Attributes:
+        image: As it is stored.
+        mask: Labels of all frames.
+        windows: The rolling sum of windows.
+        slab: What is prepared of the image.
+        chunk: Rows of logits on the image's grid.
+    """
+
+    image: int
+    mask: int
+    windows: int
+    slab: int
+    chunk: int
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.image + self.mask + self.windows + self.slab + self.chunk
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What prediction costs on this machine, as it was measured.
+
+    Attributes:
+        start_seconds: From the start of the process until the model is loaded and its engine is open.
+        window_seconds: One window.
+        voxel_seconds: Preparing, blending and labelling, for each voxel of the image.
+        read_seconds: Reading, for each voxel of the image.
+        write_seconds: Writing and checking the mask, for each voxel.
+        case_seconds: What every case takes whatever its size: mostly its preview.
+        peak_bytes: The most that the process held while it predicted the probe.
+        probe_bytes: What of it the probe's size explains (:attr:`Held.total`).
+        engine: For example ``openvino bf16``.
+        engine_why: Why that.
+    """
+
+    start_seconds: float
+    window_seconds: float
+    voxel_seconds: float
+    read_seconds: float
+    write_seconds: float
+    case_seconds: float
+    peak_bytes: int
+    probe_bytes: int
+    engine: str
+    engine_why: str
+
+    @property
+    def base_bytes(self) -> int:
+        """What the process takes whatever it predicts: model, engine and the window that is computed."""
+        return max(0, self.peak_bytes - self.probe_bytes)
+
+
+@dataclass(frozen=True)
+class CaseCost:
+    """What one case will cost.
+
+    Attributes:
+        windows: Passes through the network, mirrored ones included.
+        read_seconds: Reading it.
+        compute_seconds: Predicting it.
+        write_seconds: Writing, checking and drawing.
+        peak_bytes: Of the process that predicts it.
     """
 
     windows: int
-    seconds: float
+    read_seconds: float
+    compute_seconds: float
+    write_seconds: float
     peak_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """All together."""
+        return self.read_seconds + self.compute_seconds + self.write_seconds
 
 
 def measure_window(
@@ -109,30 +224,121 @@ def measure_window(
     return WindowCost(min(runs), peak)
 
 
-def estimate_case(geometry: Geometry, config: PipelineConfig, cost: WindowCost, mirror: bool = False) -> CaseCost:
-    """Returns what the prediction of one image on this grid will cost.
+def estimate_case(
+    size: CaseSize, config: PipelineConfig, rates: Rates, mirror: bool = False, alone: bool = True
+) -> CaseCost:
+    """Returns what the prediction of one case will cost.
 
     Args:
-        geometry: Grid of the image, as ``scan`` reports it.
+        size: Its size, as ``scan`` reports it.
         config: The model's resolved pipeline.
-        cost: What :func:`measure_window` found.
+        rates: What was measured.
         mirror: Whether flips are averaged.
+        alone: Whether no other case is read or written meanwhile.
     """
-    window, dims = _window(config)
-    grid = _network_shape(geometry, config)
-    places = prod(
-        len(window_starts(max(size, edge), edge, config.inference.overlap))
-        for size, edge in zip(grid[:dims], window, strict=True)
+    windows = window_count(size.geometry, config, mirror) * size.frames
+    voxels = size.voxels * size.frames
+    held = held_bytes(size, config)
+    others = 0 if alone else (_IN_WORK - 1) * (held.image + held.mask)
+    return CaseCost(
+        windows,
+        rates.read_seconds * voxels,
+        windows * rates.window_seconds + voxels * rates.voxel_seconds,
+        rates.case_seconds + rates.write_seconds * voxels,
+        rates.base_bytes + held.total + others,
     )
-    slices = prod(grid[dims:])
+
+
+def overlap_bytes(available: int) -> float:
+    """Returns how many bytes the images of several cases in work may take together."""
+    return _SHARE_OF_MEMORY * available
+
+
+def may_overlap(size: CaseSize, available: int) -> bool:
+    """Whether cases of this size are read and written while others are predicted."""
+    return _IN_WORK * size.image_bytes <= overlap_bytes(available)
+
+
+def folder_seconds(costs: Sequence[CaseCost], rates: Rates, cores: int) -> float:
+    """Returns how long a folder takes: reading and writing go on beside the network, but not without its cores.
+
+    Args:
+        costs: Of the cases, in their order.
+        rates: What was measured.
+        cores: That the network computes on; a side thread takes one of them away for as long as it works.
+    """
+    if not costs:
+        return 0.0
+    beside = sum(cost.read_seconds for cost in costs[1:]) + sum(cost.write_seconds for cost in costs[:-1])
+    computing = sum(cost.compute_seconds for cost in costs)
+    ends = costs[0].read_seconds + costs[-1].write_seconds
+    return rates.start_seconds + ends + max(computing + beside / max(1, cores), beside)
+
+
+def window_count(geometry: Geometry, config: PipelineConfig, mirror: bool = False) -> int:
+    """Returns how many windows go through the network for one frame, mirrored ones included."""
     axes = config.augment.mirror_axes if mirror and config.augment.mirror_axes != "auto" else ()
     flips = sum(1 for count in range(len(axes) + 1) for _ in combinations(axes, count))
-    windows = places * slices * flips
-    channels = len(config.channels)
-    outputs = _outputs(config)
-    image = 2 * channels * prod(geometry.shape) + channels * prod(grid)
-    logits = outputs * (prod(grid) + prod(geometry.shape))
-    return CaseCost(windows, windows * cost.seconds, cost.peak_bytes + _BYTES * (image + logits))
+    return flips * prod(len(axis.starts) for axis in _axes(geometry, config))
+
+
+def held_bytes(size: CaseSize, config: PipelineConfig) -> Held:
+    """Returns what prediction holds of a case of this size."""
+    axes = _axes(size.geometry, config)
+    outputs, dims = _outputs(config), _window(config)[1]
+    features = config.network.features
+    channels = outputs if features == "auto" else min(outputs, features[0])
+    rolling = [rolling_values(axes, along, channels, _BATCH[dims]) for along in range(len(axes))]
+    along = rolling.index(min(rolling))
+    thickness = min(axes[along].size, axes[along].window + 2 * axes[along].border)
+    row = size.voxels // max(1, size.geometry.shape[size.geometry.canonical_axes()[0][along]])
+    rows = max(row, min(size.voxels, _CHUNK_VALUES // outputs))
+    slab = size.channels * thickness * prod(axis.size for n, axis in enumerate(axes) if n != along)
+    return Held(
+        image=size.voxel_bytes * size.voxels,
+        mask=(1 if outputs < 2**8 else 2) * size.voxels * size.frames,
+        windows=_BYTES * rolling[along],
+        slab=2 * _BYTES * slab,
+        chunk=_COPIES * _BYTES * outputs * rows,
+    )
+
+
+def check_memory(
+    size: CaseSize, configs: Sequence[PipelineConfig], memory_gb: float | None, available: int
+) -> list[str]:
+    """Refuses a case that cannot fit, before it is predicted; its image is in memory already.
+
+    Args:
+        size: Of the case.
+        configs: Of all models.
+        memory_gb: The budget that was given; windows are chosen to fit it.
+        available: Bytes that can still be taken.
+
+    Returns:
+        A note where it is tight.
+
+    Raises:
+        MachineError: with the way out.
+    """
+    held = [held_bytes(size, config) for config in configs]
+    work = sum(one.windows + one.slab for one in held)
+    if memory_gb is not None:
+        work = min(work, int(memory_gb * 1e9))
+    needed = held[0].mask + max(one.chunk for one in held) + work
+    if needed <= available:
+        return []
+    what = f"the prediction needs about {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are free"
+    if needed <= _ERROR * available:
+        return [what]
+    raise MachineError(what, remedy=memory_remedy(needed - work, available))
+
+
+def memory_remedy(fixed: int, available: int) -> str:
+    """Returns what to do where memory does not suffice; ``fixed`` bytes are needed whatever the windows."""
+    if fixed >= available:
+        return f"use a machine with at least {fixed / 1e9:.1f} GB of free memory, or cut the images"
+    budget = max(0.1, (available - fixed) / _ERROR / 1e9)
+    return f"take smaller windows with --memory-gb {budget:.1f}, close other programs, or use another machine"
 
 
 def available_bytes() -> int:
@@ -194,6 +400,18 @@ def _window(config: PipelineConfig) -> tuple[tuple[int, ...], int]:
             "resolve it with `unet-med plan PIPELINE.yaml --data M.json`",
         )
     return tuple(window), config.dims
+
+
+def _axes(geometry: Geometry, config: PipelineConfig) -> Sequence[WindowAxis]:
+    window, dims = _window(config)
+    settings = config.inference
+    return window_axes(
+        _network_shape(geometry, config),
+        admissible_patch(config.network, dims, window),
+        settings.overlap,
+        settings.gaussian_sigma,
+        context_voxels(config.network, dims),
+    )
 
 
 def _outputs(config: PipelineConfig) -> int:

@@ -1,9 +1,9 @@
 """While one case is predicted, the next is read and the one before is written.
 
 The three stages run in three threads of one process: decompression, numpy and the network release Python's lock. The
-side threads are polite (nice), so that the network keeps its cores. What is held stays bounded: one case is read ahead,
-one is computed, one is written; where images are large, or a budget was given, the next is only read when nothing
-else is held.
+side threads have the priority of the network: a lower one made no case faster on two cores, and starves them on a busy
+machine. What is held stays bounded: one case is read ahead, one is computed, one is written; where images are large, or
+a budget was given, the next is only read when nothing else is held.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from unet_med.errors import UnetMedError
 
 Tell = Callable[[str, object], None]
 """Sends a message: ``done`` with a record, ``refused`` with an error that ends the job."""
-
-_NICE = 10
 
 
 class Work(Protocol):
@@ -63,7 +61,7 @@ class CaseLine:
     def run(self) -> None:
         """Computes in this thread; never returns."""
         for side in (self._read_ahead, self._write_behind):
-            threading.Thread(target=_politely, args=(side,), daemon=True).start()
+            threading.Thread(target=_or_end, args=(side,), daemon=True).start()
         while True:
             work = self._ahead.get()
             self._room_ahead.release()
@@ -98,10 +96,8 @@ class CaseLine:
                 self._changed.notify()
 
 
-def _politely(side: Callable[[], None]) -> None:
-    """Runs a side thread behind the network's; what it cannot handle ends the process, as it would in the main one."""
-    if sys.platform == "linux":  # elsewhere threads have no priority of their own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+def _or_end(side: Callable[[], None]) -> None:
+    """Runs a side thread; what it cannot handle ends the process, as it would in the main one."""
     try:
         side()
     except BaseException:  # noqa: BLE001 - whatever it is, nobody else would hear of it

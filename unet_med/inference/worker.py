@@ -19,7 +19,7 @@ import struct
 import sys
 import threading
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -29,15 +29,15 @@ from unet_med.io.export.mask import ExportOptions
 from unet_med.redaction import PrivateFormatter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from unet_med.bundle import Bundle
+    from unet_med.config import PipelineConfig
     from unet_med.inference.predictor import Predictor
     from unet_med.io.cases import Case
     from unet_med.manifest import ManifestCase
 
 _HEADER = struct.Struct(">Q")
-_SHARE_OF_MEMORY = 0.25
-"""Of the free memory, what the images of several cases in work may take; larger ones are done one after the other."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Setup:
         memory_gb: Budget of prediction beyond the image, its labels and the models; then cases do not overlap.
         log_level: Level of the parent's log.
         threads: Threads of torch; ``None`` for its own choice.
+        probe: When given, what it found is the only record, and the process does no cases.
+        overlap: Whether reading and writing go on beside the prediction of another case.
     """
 
     models: tuple[Path, ...]
@@ -59,6 +61,21 @@ class Setup:
     memory_gb: float | None = None
     log_level: int = logging.WARNING
     threads: int | None = None
+    probe: Probe | None = None
+    overlap: bool = True
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Asks what cases will cost, instead of doing any (:mod:`unet_med.inference.probe`).
+
+    Attributes:
+        case: A small one of them.
+        windows: Of all of them together.
+    """
+
+    case: Case
+    windows: int
 
 
 @dataclass(frozen=True)
@@ -124,9 +141,14 @@ def main() -> None:
             send(answers, (kind, content))
 
     setup = jobs.get()
-    predictor = _start(setup, tell)
-    if predictor is not None:
-        _line(predictor, setup, jobs, tell).run()
+    loaded = _start(setup, tell)
+    if loaded is None:
+        return
+    predictor, bundles = loaded
+    if setup.probe is None:
+        _line(predictor, [bundle.config for bundle in bundles], setup, jobs, tell).run()
+    else:
+        _measure(predictor, bundles[0], setup.probe, tell)
 
 
 def _listen(pipe: BinaryIO, jobs: queue.SimpleQueue[Any]) -> None:
@@ -138,7 +160,7 @@ def _listen(pipe: BinaryIO, jobs: queue.SimpleQueue[Any]) -> None:
         os._exit(0)
 
 
-def _start(setup: Setup, tell: Tell) -> Predictor | None:
+def _start(setup: Setup, tell: Tell) -> tuple[Predictor, list[Bundle]] | None:
     if setup.log_level > logging.DEBUG:
         warnings.simplefilter("ignore")
     handler = logging.StreamHandler(sys.stderr)
@@ -159,24 +181,41 @@ def _start(setup: Setup, tell: Tell) -> Predictor | None:
         tell("refused", error)
         return None
     tell("ready", {"device": predictor.device.type, "precisions": predictor.precisions})
-    return predictor
+    return predictor, bundles
 
 
-def _line(predictor: Predictor, setup: Setup, jobs: queue.SimpleQueue[Any], tell: Tell) -> CaseLine:
+def _line(
+    predictor: Predictor, configs: Sequence[PipelineConfig], setup: Setup, jobs: queue.SimpleQueue[Any], tell: Tell
+) -> CaseLine:
     from unet_med.inference import casework
-    from unet_med.inference.estimate import available_bytes
+    from unet_med.inference.estimate import CaseSize, available_bytes, check_memory, overlap_bytes
     from unet_med.inference.peak import PeakMeter
 
     meter = PeakMeter()
 
+    def fits(size: CaseSize) -> list[str]:
+        if predictor.device.type != "cpu":
+            return []  # a card says by itself what it cannot hold
+        return check_memory(size, configs, setup.memory_gb, available_bytes())
+
     def ask() -> casework.CaseWork:
         tell("next", None)
-        return casework.CaseWork(jobs.get(), predictor, meter)
+        return casework.CaseWork(jobs.get(), predictor, meter, fits)
 
     def budget() -> float:
-        return 0.0 if setup.memory_gb is not None else _SHARE_OF_MEMORY * available_bytes()
+        one_by_one = setup.memory_gb is not None or not setup.overlap
+        return 0.0 if one_by_one else overlap_bytes(available_bytes())
 
     return CaseLine(ask, tell, budget)
+
+
+def _measure(predictor: Predictor, bundle: Bundle, probe: Probe, tell: Tell) -> None:
+    from unet_med.inference.probe import measure_rates
+
+    try:
+        tell("done", asdict(measure_rates(predictor, bundle, probe.case, probe.windows)))
+    except UnetMedError as error:
+        tell("refused", error)
 
 
 if __name__ == "__main__":

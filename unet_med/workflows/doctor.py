@@ -6,23 +6,43 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from unet_med.bundle import labels_of, load_bundle
+from unet_med.bundle import labels_of, load_bundle, read_bundle_info, save_bundle
 from unet_med.config import PipelineConfig, load_config
-from unet_med.errors import UsageError
+from unet_med.errors import MachineError, UsageError
 from unet_med.inference.device import choose_device, choose_precision, precision_name
-from unet_med.inference.estimate import WindowCost, estimate_case, measure_window
+from unet_med.inference.estimate import (
+    CaseSize,
+    Rates,
+    available_bytes,
+    estimate_case,
+    folder_seconds,
+    held_bytes,
+    may_overlap,
+    measure_window,
+    memory_remedy,
+    window_count,
+)
+from unet_med.inference.process import Worker, WorkerDiedError
+from unet_med.inference.selftest import conv3d_findings
+from unet_med.inference.worker import Probe, Setup
+from unet_med.io.cases import Case, group_cases
 from unet_med.io.dicom.pixels import missing_decoder
 from unet_med.io.discover import discover
 from unet_med.networks import build_network
 from unet_med.training.tracking import leftover_file_store
 from unet_med.version import __version__
-from unet_med.workflows.outcome import NOTHING_USABLE, Outcome
+from unet_med.workflows.outcome import MACHINE, NOTHING_USABLE, Outcome
 from unet_med.workflows.progress import track
 
 _LIBRARIES = (
@@ -61,30 +81,43 @@ def doctor(target: str | None = None, input_: Path | None = None) -> Outcome:
     config, network, kind = _load(target)
     device = choose_device("auto")
     precision = choose_precision(config.training.precision, device)
-    cost = measure_window(network, config, device, precision)
-    window = "x".join(str(n) for n in config.sampling.patch_voxels)
+    findings = conv3d_findings(device, precision) if config.dims == 3 else []
     estimate: dict[str, Any] = {
         "device": device.type,
         "precision": precision_name(precision),
-        "seconds_per_window": round(cost.seconds, 4),
-        "window_peak_mb": round(cost.peak_bytes / 1e6),
+        "conv3d": [{"kind": finding.kind, "what": finding.what, "remedy": finding.remedy} for finding in findings],
     }
     lines = [
         f"{kind} on {device.type} in {estimate['precision']}, {torch.get_num_threads()} threads",
-        f"one window of {window}: {cost.seconds:.3f} s, {cost.peak_bytes / 1e6:.0f} MB (timed just now)",
+        *(f"warning: {finding.what}: {finding.remedy}" for finding in findings),
     ]
+    if kind == "pipeline" or input_ is None:
+        cost = measure_window(network, config, device, precision)
+        estimate |= {"seconds_per_window": round(cost.seconds, 4), "window_peak_mb": round(cost.peak_bytes / 1e6)}
+        window = "x".join(str(n) for n in config.sampling.patch_voxels)
+        lines.append(
+            f"one window of {window} by torch: {cost.seconds:.3f} s, {cost.peak_bytes / 1e6:.0f} MB (timed just now)"
+        )
     if kind == "pipeline":
         estimate["training"], more = _training(network, config, device, precision)
         lines += more
     outcome = Outcome({"machine": machine, "estimate": estimate}, lines)
-    return outcome if input_ is None else _with_images(outcome, input_, config, cost)
+    if input_ is None:
+        return outcome
+    cases = _cases(input_, config)
+    if not cases:
+        lines = [*outcome.lines, "no usable image for this model: `unet-med scan` says why"]
+        return Outcome(outcome.result, lines, NOTHING_USABLE)
+    with _as_model(target, config, network, kind) as folder:
+        rates = _measured(folder, config, cases)
+    return _with_cases(outcome, cases, config, rates)
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------
 
 
 def _machine() -> tuple[dict[str, Any], list[str]]:
-    memory = psutil.virtual_memory()
+    memory, available = psutil.virtual_memory(), available_bytes()
     disk = shutil.disk_usage(Path.cwd())
     flags = _cpu_flags()
     libraries = {name: _version(name) for name in _LIBRARIES}
@@ -97,12 +130,12 @@ def _machine() -> tuple[dict[str, Any], list[str]]:
         "threads": torch.get_num_threads(),
         "cpu_flags": flags,
         "memory_gb": round(memory.total / _GB, 1),
-        "memory_available_gb": round(memory.available / _GB, 1),
+        "memory_available_gb": round(available / _GB, 1),
         "disk_free_gb": round(disk.free / _GB, 1),
         "devices": _devices(),
         "libraries": libraries,
         "dicom_decoders": decoders,
-        "warnings": _warnings(libraries, disk.free, memory.available),
+        "warnings": _warnings(libraries, disk.free, available),
     }
     precision = precision_name(choose_precision("auto", torch.device("cpu")))
     missing = [name for name, present in decoders.items() if not present]
@@ -211,36 +244,93 @@ def _training(
     return result, lines
 
 
-def _with_images(outcome: Outcome, input_: Path, config: PipelineConfig, cost: WindowCost) -> Outcome:
-    """Adds what each image of a folder will cost."""
-    found = discover(input_, progress=track)
-    base = psutil.Process().memory_info().rss
-    cases: list[dict[str, Any]] = []
-    for source in found.usable:
-        if source.geometry is None or source.geometry.ndim < (config.dims if config.dims != "auto" else 2):
-            continue
-        one = estimate_case(source.geometry, config, cost, mirror=config.inference.mirror)
-        cases.append(
-            {
-                "id": source.id,
-                "windows": one.windows * source.frames,
-                "seconds": round(one.seconds * source.frames, 2),
-                "peak_memory_mb": round((base + one.peak_bytes) / 1e6),
-            }
-        )
-    if not cases:
-        lines = [*outcome.lines, "no usable image for this model: `unet-med scan` says why"]
-        return Outcome(outcome.result, lines, NOTHING_USABLE)
-    seconds, peak = sum(case["seconds"] for case in cases), max(case["peak_memory_mb"] for case in cases)
+# ---- a prediction on this machine ------------------------------------------------------------------------------------
+
+
+def _cases(input_: Path, config: PipelineConfig) -> list[Case]:
+    """The cases that the model can take."""
+    axes = config.dims if config.dims != "auto" else 2
+    found = group_cases(discover(input_, progress=track).usable)
+    return [case for case in found if case.geometry.ndim >= axes and case.channels == len(config.channels)]
+
+
+@contextmanager
+def _as_model(target: str, config: PipelineConfig, network: torch.nn.Module, kind: str) -> Iterator[Path]:
+    """Yields a bundle: the model itself, or one with a pipeline's untrained network, which costs the same."""
+    if kind == "model":
+        yield read_bundle_info(target).folder
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_bundle(Path(folder) / "model", config, network.state_dict(), {})
+        yield Path(folder) / "model"
+
+
+def _measured(model: Path, config: PipelineConfig, cases: Sequence[Case]) -> Rates:
+    """Has the process that would predict measure what that costs."""
+    smallest = min(cases, key=lambda case: CaseSize.of(case).voxels)
+    mirror = config.inference.mirror
+    windows = sum(window_count(case.geometry, config, mirror) * len(case.frames) for case in cases)
+    worker = Worker(Setup((model,), probe=Probe(smallest, windows)))
+    started = time.perf_counter()
+    try:
+        worker.wait_ready()
+        ready = time.perf_counter() - started
+        found = Rates(**(worker.collect() or {}))
+    except WorkerDiedError as error:
+        raise MachineError(
+            f"the process that predicts died on a single window ({error.why})",
+            remedy="close other programs, use smaller windows (--memory-gb), or a machine with more memory",
+        ) from None
+    finally:
+        worker.stop()
+    return replace(found, start_seconds=found.start_seconds + ready)
+
+
+def _with_cases(outcome: Outcome, cases: Sequence[Case], config: PipelineConfig, rates: Rates) -> Outcome:
+    """Adds what each case will cost, and whether all will fit."""
+    available, mirror = available_bytes(), config.inference.mirror
+    sizes = [CaseSize.of(case) for case in cases]
+    alone = [estimate_case(size, config, rates, mirror) for size in sizes]
+    crowded = [len(sizes) > 1 and may_overlap(size, available) for size in sizes]
+    costs = [
+        estimate_case(size, config, rates, mirror, alone=not with_others)
+        for size, with_others in zip(sizes, crowded, strict=True)
+    ]
+    fits = [cost.peak_bytes <= available for cost in alone]
+    entries = [
+        {
+            "id": case.id,
+            "windows": cost.windows,
+            "seconds": round(cost.seconds, 2),
+            "peak_memory_mb": round(cost.peak_bytes / 1e6),
+            "fits": fit,
+        }
+        for case, cost, fit in zip(cases, costs, fits, strict=True)
+    ]
+    seconds = folder_seconds(costs, rates, _cores())
+    peak = max(cost.peak_bytes for cost in costs)
+    result = {
+        **outcome.result,
+        "estimate": {**outcome.result["estimate"], "engine": rates.engine, "engine_why": rates.engine_why}
+        | {"seconds_per_window": round(rates.window_seconds, 4), "start_seconds": round(rates.start_seconds, 2)},
+        "cases": entries,
+        "totals": {"images": len(cases), "seconds": round(seconds, 1), "peak_memory_mb": round(peak / 1e6)},
+        "fits": all(fits),
+        "memory_available_mb": round(available / 1e6),
+    }
     lines = [
         *outcome.lines,
-        f"{len(cases)} images, {sum(case['windows'] for case in cases)} windows: about {_duration(seconds)}, at most "
-        f"about {peak / 1e3:.1f} GB of memory. An estimate: reading, resampling and writing come on top.",
+        f"engine: {rates.engine} ({rates.engine_why}); {rates.window_seconds:.3f} s a window",
+        f"{len(cases)} images, {sum(cost.windows for cost in costs)} windows: about {_duration(seconds)}, at most "
+        f"about {peak / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are free. An estimate, good to a quarter.",
     ]
-    if peak * 1e6 > psutil.virtual_memory().available + base:
-        lines.append("warning: this is more memory than is free now: close other programs, or use --memory-gb")
-    totals = {"images": len(cases), "seconds": round(seconds, 1), "peak_memory_mb": peak}
-    return Outcome({**outcome.result, "cases": cases, "totals": totals}, lines)
+    if all(fits):
+        return Outcome(result, lines)
+    worst = max(range(len(alone)), key=lambda number: alone[number].peak_bytes)
+    held = held_bytes(sizes[worst], config)
+    remedy = memory_remedy(held.image + held.mask + held.chunk + rates.base_bytes, available)
+    lines.append(f"error: {fits.count(False)} of {len(fits)} images will not fit into the free memory: {remedy}")
+    return Outcome(result, lines, MACHINE)
 
 
 def _duration(seconds: float) -> str:

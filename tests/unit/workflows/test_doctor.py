@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel
@@ -11,12 +12,12 @@ import torch
 
 from unet_med.config import PipelineConfig
 from unet_med.errors import UsageError
-from unet_med.geometry import Geometry
-from unet_med.inference.estimate import WindowCost, estimate_case, measure_window
-from unet_med.inference.tiling import sliding_window_logits
+from unet_med.inference.estimate import Rates, measure_window
+from unet_med.inference.worker import Setup
 from unet_med.networks import build_network
+from unet_med.workflows import doctor as doctor_module
 from unet_med.workflows.doctor import doctor
-from unet_med.workflows.outcome import NOTHING_USABLE
+from unet_med.workflows.outcome import MACHINE, NOTHING_USABLE
 
 RESOLVED: dict[str, object] = {
     "dims": 3,
@@ -78,41 +79,6 @@ def test_a_leftover_file_store_is_a_warning(tmp_path: Path, monkeypatch: pytest.
     assert any("mlflow migrate-filestore" in warning for warning in warnings)
 
 
-@pytest.mark.parametrize(
-    ("shape", "mirror"), [((40, 33, 20), False), ((40, 33, 20), True), ((16, 16, 8), False), ((9, 50, 3), False)]
-)
-def test_the_number_of_windows_is_what_prediction_runs(
-    config: PipelineConfig, shape: tuple[int, int, int], mirror: bool
-) -> None:
-    """The estimate counts the forward passes of the real sliding window."""
-    passes = 0
-
-    def network(batch: torch.Tensor) -> torch.Tensor:
-        nonlocal passes
-        passes += batch.shape[0]
-        return torch.zeros(batch.shape[0], 2, *batch.shape[2:])
-
-    sliding_window_logits(
-        torch.zeros(1, *shape), network, (16, 16, 8), 2, overlap=0.5, mirror_axes=(0, 1) if mirror else ()
-    )
-    geometry = Geometry.from_spacing(shape, (2.0, 2.0, 4.0))
-    cost = estimate_case(geometry, config, WindowCost(0.5, 1000), mirror=mirror)
-    assert cost.windows == passes
-    assert cost.seconds == pytest.approx(0.5 * passes)
-    assert cost.peak_bytes > 1000 + 4 * 5 * np.prod(shape)
-
-
-def test_a_finer_image_is_counted_on_the_grid_of_the_network(config: PipelineConfig) -> None:
-    cost = WindowCost(1.0, 0)
-    coarse = estimate_case(Geometry.from_spacing((40, 40, 20), (2.0, 2.0, 4.0)), config, cost)
-    fine = estimate_case(Geometry.from_spacing((80, 80, 80), (1.0, 1.0, 1.0)), config, cost)
-    assert fine.windows == coarse.windows
-    assert fine.peak_bytes > coarse.peak_bytes
-    turned = np.array([[0, 0, 1.0, 0], [1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1]])  # stored as A, S, R
-    other = estimate_case(Geometry((80, 80, 80), turned), config, cost)
-    assert other.windows == fine.windows
-
-
 @pytest.mark.parametrize("training", [False, True])
 def test_a_window_is_measured(config: PipelineConfig, training: bool) -> None:
     network = build_network(config.network, 3, 1, 2)
@@ -122,18 +88,79 @@ def test_a_window_is_measured(config: PipelineConfig, training: bool) -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_a_pipeline_and_a_folder_are_estimated(pipeline: Path, tmp_path: Path) -> None:
+class _Measured:
+    """Stands in for the process that measures."""
+
+    rates = Rates(2.0, 0.5, 0.0, 0.0, 0.0, 0.1, 300_000_000, 100_000_000, "torch fp32", "it was asked for")
+
+    def __init__(self, setup: Setup) -> None:
+        assert setup.probe is not None
+        self.probe = setup.probe
+
+    def wait_ready(self) -> None:
+        """Ready."""
+
+    def collect(self) -> dict[str, object]:
+        return asdict(self.rates)
+
+    def stop(self) -> None:
+        """Nothing to stop."""
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
     folder = tmp_path / "scans"
     folder.mkdir()
-    image = nibabel.Nifti1Image(np.zeros((40, 33, 20), dtype=np.int16), np.diag([2.0, 2.0, 4.0, 1.0]))
-    nibabel.save(image, folder / "a.nii.gz")
-    outcome = doctor(str(pipeline), folder)
+    for name, depth in (("a", 20), ("b", 40)):
+        image = nibabel.Nifti1Image(np.zeros((40, 33, depth), dtype=np.int16), np.diag([2.0, 2.0, 4.0, 1.0]))
+        nibabel.save(image, folder / f"{name}.nii.gz")
+    return folder
+
+
+def test_a_pipeline_and_a_folder_are_estimated(pipeline: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "Worker", _Measured)
+    outcome = doctor(str(pipeline), scans)
+    result = outcome.result
+    assert outcome.exit_code == 0
+    assert result["fits"] is True
+    assert result["estimate"]["training"]["steps"] == 300
+    assert result["estimate"]["engine"] == "torch fp32"
+    assert [(case["id"], case["windows"]) for case in result["cases"]] == [("a", 4 * 4 * 4), ("b", 4 * 4 * 9)]
+    assert result["cases"][0]["seconds"] == pytest.approx(64 * 0.5 + 0.1)
+    assert result["totals"]["images"] == 2
+    assert result["totals"]["seconds"] == pytest.approx(2.0 + (64 + 144) * 0.5 + 0.2, abs=0.2)
+    assert 200 < result["totals"]["peak_memory_mb"] < 210
+    assert any("it was asked for" in line for line in outcome.lines)
+
+
+def test_what_will_not_fit_is_refused_with_the_way_out(
+    pipeline: Path, scans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_module, "Worker", _Measured)
+    monkeypatch.setattr(doctor_module, "available_bytes", lambda: 200_500_000)
+    outcome = doctor(str(pipeline), scans)
+    assert outcome.exit_code == MACHINE
+    assert outcome.result["fits"] is False
+    assert outcome.lines[-1].startswith("error: 2 of 2 images will not fit")
+    monkeypatch.setattr(doctor_module, "available_bytes", lambda: 250_000_000)
+    assert doctor(str(pipeline), scans).result["fits"] is True
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_real_process_measures(tiny_bundle, tmp_path: Path, alone: bool) -> None:
+    """The numbers are checked by the benchmark; here, that every one of them is measured."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(1 if alone else 2):
+        array = np.random.default_rng(number).normal(100, 20, (30, 25, 20)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), folder / f"{number}.nii.gz")
+    outcome = doctor(str(tiny_bundle()), folder)
     estimate = outcome.result["estimate"]
-    assert estimate["seconds_per_window"] > 0
-    assert estimate["training"]["steps"] == 300
-    assert [case["id"] for case in outcome.result["cases"]] == ["a"]
-    assert outcome.result["totals"]["images"] == 1
-    assert outcome.result["totals"]["peak_memory_mb"] > 50
+    assert outcome.exit_code == 0
+    assert 0 < estimate["seconds_per_window"] < 5
+    assert 0.1 < estimate["start_seconds"] < 120
+    assert estimate["engine"].split()[0] in ("torch", "openvino")
+    assert outcome.result["totals"]["peak_memory_mb"] > 100
     assert "An estimate" in outcome.lines[-1]
 
 
