@@ -22,6 +22,7 @@ import torch
 
 from unet_med.config import PipelineConfig
 from unet_med.data import CachedCase, PatchDataset, patch_loader
+from unet_med.device_data import DeviceCases, device_batches
 from unet_med.errors import MachineError
 from unet_med.inference.allocator import freed_memory_kept
 from unet_med.training.checkpoint import load_checkpoint, save_checkpoint
@@ -33,6 +34,8 @@ from unet_med.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 _MEASURED_CASES = 4
+_TRAINING_BYTES = 12 * 10**9
+"""Memory of a card that is kept for training, half as much again as a plan takes."""
 _ENDLESS = 2**48
 _VALIDATION_SECONDS = "seconds_per_validation"
 
@@ -189,12 +192,25 @@ def _resumed(trainer: Trainer, folder: Path) -> Schedule | None:
 
 
 def _batches(trainer: Trainer, training: Sequence[CachedCase], last_step: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Yields this process's samples of each step."""
+    """Yields this process's samples of each step; with a card they are cut and augmented there."""
     team = trainer.team
+    dataset = PatchDataset(training, trainer.config)
+    steps = trainer.batch_size, trainer.step, last_step
+    room = _room_on_card(trainer.device)
+    if room is not None:
+        cases = DeviceCases(training, trainer.device, room)
+        return device_batches(cases, dataset, *steps, team.rank, team.world)
     workers = trainer.config.training.workers
     share = 0 if workers == "auto" else team.workers(workers)
-    dataset = PatchDataset(training, trainer.config)
-    return patch_loader(dataset, trainer.batch_size, trainer.step, last_step, share, team.rank, team.world)
+    return patch_loader(dataset, *steps, share, team.rank, team.world)
+
+
+def _room_on_card(device: torch.device) -> int | None:
+    """Returns how many bytes of cases may lie on the card, which a plan leaves free; ``None`` without a card."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(0, min(free // 2, free - _TRAINING_BYTES))
 
 
 # ---- with a time budget ---------------------------------------------------------------------------------------------

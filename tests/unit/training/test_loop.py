@@ -199,6 +199,15 @@ def test_processes_share_the_samples_of_each_step(tmp_path: Path) -> None:
                 torch.testing.assert_close(values, batch[name][rank::2], rtol=0, atol=0)
 
 
+def test_batches_that_are_cut_on_the_device_teach_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(**{"network.dropout": 0.0, "augment.noise_probability": 0, "training.precision": "fp32"})
+    plain = train_toy(tmp_path / "plain", config)
+    monkeypatch.setattr("unet_med.training.loop._room_on_card", lambda _: 10**9)
+    cut_there = train_toy(tmp_path / "device", config)
+    for one, two in zip(plain.history, cut_there.history, strict=True):
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=0.02)
+
+
 def test_every_case_is_seen_once_in_a_pass(tmp_path: Path) -> None:
     dataset = PatchDataset(toy_cases(tmp_path), toy_config())
     for turn in range(3):
