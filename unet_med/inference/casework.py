@@ -104,6 +104,7 @@ class CaseWork:
 
     def read(self) -> None:
         """Reads the first frame and its truth; the frames of a movie that follow are read when their turn comes."""
+        self._span = self._meter.begin()
         self._guarded(self._read, time.thread_time)
 
     def compute(self) -> None:
@@ -179,7 +180,6 @@ class CaseWork:
         self._notes += [note for note in notes if note not in self._notes]
 
     def _read(self) -> None:
-        self._span = self._meter.begin()
         case = self.job.case
         check_formats(case.reference_source(), self.job.export)
         self._opened = case.open()

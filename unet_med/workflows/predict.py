@@ -56,7 +56,8 @@ def predict(
             image has no place in space.
         tta: Average over mirrored copies.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        memory_gb: Memory that a forward pass may use.
+        memory_gb: Memory that prediction may use beyond the images, their masks and the loaded models: windows are
+            chosen to fit it, and cases are then done one after the other. ``None``: what is free.
         part: ``I/N``: only the I-th of N shares of the cases.
         intake: How images are read.
         overwrite: Replace what an earlier job left in ``out``.
