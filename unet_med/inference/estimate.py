@@ -291,8 +291,10 @@ def held_bytes(size: CaseSize, config: PipelineConfig) -> Held:
     rolling = [rolling_values(axes, along, channels, _BATCH[dims]) for along in range(len(axes))]
     along = rolling.index(min(rolling))
     thickness = min(axes[along].size, axes[along].window + 2 * axes[along].border)
-    row = size.voxels // max(1, size.geometry.shape[size.geometry.canonical_axes()[0][along]])
-    rows = max(row, min(size.voxels, _CHUNK_VALUES // outputs))
+    length = size.geometry.shape[size.geometry.canonical_axes()[0][along]]
+    row = size.voxels // max(1, length)
+    final = -(-length * min(axes[along].window, axes[along].size) // axes[along].size)
+    rows = max(row, min(row * final, _CHUNK_VALUES // outputs))
     slab = size.channels * thickness * prod(axis.size for n, axis in enumerate(axes) if n != along)
     return Held(
         image=size.voxel_bytes * size.voxels,
