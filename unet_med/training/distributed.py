@@ -201,7 +201,8 @@ def open_team(device: torch.device, step_seconds: float = STEP_SECONDS) -> Itera
     if os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, available_cores() // launched_here()))
     with _together():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=STEP_SECONDS))
     try:
         team = _Launched(step_seconds)
         if not team.leads:
