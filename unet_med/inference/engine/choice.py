@@ -161,7 +161,8 @@ class MeasuringEngine:
                 self._fastest = min(self._fastest, self._timed(self._engine, batch)[1] / len(batch))
         except (RuntimeError, MemoryError) as error:
             self._why = f"{rival.name} failed: {type(error).__name__}"
-            _log.warning("%s failed: %s", rival.name, error)
+            _log.warning("%s", self._why)
+            _log.debug("%s: %s", rival.name, error)
             rival.close()
             return
         self._settle(rival, seconds / len(batch), difference)

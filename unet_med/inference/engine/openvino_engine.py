@@ -10,6 +10,7 @@ OpenVINO's package would report its use over the network; it is imported in such
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from importlib import import_module
@@ -31,6 +32,8 @@ MODEL = "model.xml"
 WEIGHTS = "model.bin"
 
 _TELEMETRY = "openvino_telemetry"
+
+_log = logging.getLogger(__name__)
 
 
 def openvino_version() -> str | None:
@@ -153,7 +156,5 @@ def _recorded(request: EngineRequest) -> Any:
 
 
 def _failure(what: str, error: Exception) -> MachineError:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return MachineError(
-        f"openvino cannot {what}: {type(error).__name__}: {first}", "engine", "set inference.engine to torch"
-    )
+    _log.debug("openvino cannot %s: %s", what, error)
+    return MachineError(f"openvino cannot {what} ({type(error).__name__})", "engine", "set inference.engine to torch")
