@@ -20,7 +20,7 @@ class TensorRows:
     def __post_init__(self) -> None:
         self.read: list[tuple[int, int]] = []
 
-    def slab(self, axis: int, start: int, stop: int) -> torch.Tensor:
+    def slab(self, axis: int, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
         self.read.append((start, stop))
         return self.image.narrow(axis + 1, start, stop - start)
 
@@ -37,7 +37,7 @@ def blended(
     mirror_axes: Sequence[int] = (),
     batch: int = 1,
     along: int = 0,
-    skip: Callable[[torch.Tensor], bool] | None = None,
+    skip: Callable[[Sequence[torch.Tensor]], Sequence[bool]] | None = None,
 ) -> torch.Tensor:
     """Returns the blended output (channels, *s), with ``skip`` one channel more."""
     rows = image if isinstance(image, TensorRows) else TensorRows(image)

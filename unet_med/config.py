@@ -228,11 +228,20 @@ class Training(_Model):
     clip_gradient_norm: Positive = 12.0
     accumulate: Count = Field(1, description="pieces in which a batch is computed, to save memory; same result")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: Literal["none", "default", "reduce-overhead"] = Field(
+        "none", description="compile the forward pass on a CUDA card; reduce-overhead replays CUDA graphs"
+    )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="average of the weights; 0: off")
     workers: Auto | Annotated[int, Field(ge=0, le=64)] = "auto"
     validation_every_epochs: Auto | Count = "auto"
     checkpoint_minutes: Positive = 3.0
     overlay_cases: Annotated[int, Field(ge=0, le=16)] = Field(3, description="cases drawn for the review")
+
+    @model_validator(mode="after")
+    def _graphs_hold_one_piece(self) -> Self:
+        if self.compile == "reduce-overhead" and self.accumulate > 1:
+            raise ValueError("compile: reduce-overhead keeps one output only; use compile: default with accumulate")
+        return self
 
 
 class Inference(_Model):

@@ -21,6 +21,8 @@ META_KEY = "empty_windows"
 _GLANCE = 8
 """Every eighth voxel along each axis is looked at first; that settles nearly every window that holds something."""
 
+_BOUNDS = (torch.amin, torch.amax)
+
 
 @dataclass(frozen=True)
 class EmptinessRule:
@@ -49,6 +51,14 @@ class EmptinessRule:
         """
         glance = window[(slice(None), *(slice(None, None, _GLANCE),) * (window.ndim - 1))]
         return bool(self.empty(glance[None])[0]) and bool(self.empty(window[None])[0])
+
+    def which(self, windows: Sequence[torch.Tensor]) -> list[bool]:
+        """Returns for each window, as for a call, whether it can hold nothing; a GPU is waited for once."""
+        if not windows or windows[0].device.type == "cpu":
+            return [self(window) for window in windows]
+        smallest, largest = (torch.stack([bound(window.flatten(1), 1) for window in windows]) for bound in _BOUNDS)
+        flags: list[bool] = self.within(smallest, largest).tolist()
+        return flags
 
     def empty(self, windows: torch.Tensor) -> torch.Tensor:
         """Returns for each of the windows (N, C, *s) whether it is empty, (N,) bool, on their device."""

@@ -24,6 +24,7 @@ from torch import nn
 from unet_med.config import PipelineConfig
 from unet_med.errors import ConfigError, MachineError
 from unet_med.geometry import Geometry
+from unet_med.inference.predictor import CHUNK_VALUES, CPU_BATCH
 from unet_med.inference.stream import rolling_values
 from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.io.cases import Case
@@ -32,9 +33,6 @@ from unet_med.networks import admissible_patch, context_voxels
 _POLL_SECONDS = 0.002
 _FEWEST_RUNS, _MOST_RUNS, _TIMING_SECONDS = 2, 10, 3.0
 _BYTES = 4  # float32
-_CHUNK_VALUES = 2**24
-_BATCH = {2: 4, 3: 1}
-"""Windows in one pass on a CPU, by the axes of the network."""
 _COPIES = 3
 """Of a chunk of logits: blended, brought to the image's grid, and the values that labels are chosen by."""
 _ERROR = 1.25
@@ -288,13 +286,13 @@ def held_bytes(size: CaseSize, config: PipelineConfig) -> Held:
     outputs, dims = _outputs(config), _window(config)[1]
     features = config.network.features
     channels = outputs if features == "auto" else min(outputs, features[0])
-    rolling = [rolling_values(axes, along, channels, _BATCH[dims]) for along in range(len(axes))]
+    rolling = [rolling_values(axes, along, channels, CPU_BATCH[dims]) for along in range(len(axes))]
     along = rolling.index(min(rolling))
     thickness = min(axes[along].size, axes[along].window + 2 * axes[along].border)
     length = size.geometry.shape[size.geometry.canonical_axes()[0][along]]
     row = size.voxels // max(1, length)
     final = -(-length * min(axes[along].window, axes[along].size) // axes[along].size)
-    rows = max(row, min(row * final, _CHUNK_VALUES // outputs))
+    rows = max(row, min(row * final, CHUNK_VALUES // outputs))
     slab = size.channels * thickness * prod(axis.size for n, axis in enumerate(axes) if n != along)
     return Held(
         image=size.voxel_bytes * size.voxels,

@@ -7,7 +7,7 @@ brought to the volume's grid and turned into labels row by row along one axis.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unet_med.bundle import Bundle
 from unet_med.errors import ConfigError, InputRefusedError, MachineError, ModelError
 from unet_med.geometry import reorient
-from unet_med.inference.device import choose_device, choose_precision, precision_name
+from unet_med.inference.device import choose_device, choose_precision, free_memory, precision_name
 from unet_med.inference.emptiness import EmptinessRule, stored_rule
 from unet_med.inference.engine import Engine, EngineRequest, open_engine
 from unet_med.inference.stream import WindowStream, mirrored, rolling_values
@@ -31,10 +31,14 @@ from unet_med.transforms.preprocess import Prepared, Preprocessor
 from unet_med.transforms.resample import linear_rows, linear_support
 from unet_med.volume import Volume
 
-_CHUNK_VALUES = 2**24
+CHUNK_VALUES = 2**24
 """Numbers that the logits of one chunk of rows hold, where a row is smaller."""
 _MAPS_IN_MEMORY = 6
 """Feature maps of the finest level that a forward pass holds at once, in multiples of its channels."""
+CPU_BATCH = {2: 4, 3: 1}
+"""Windows in one forward pass on a CPU, by the axes of the network."""
+_LARGEST_BATCH = 16
+"""Windows in one forward pass of a card, where they fit."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
 OUTSIDE_LOGIT = 30.0
 """Certainty given to background where an image was cropped away or nothing was computed."""
@@ -100,6 +104,8 @@ class _Model:
         """Returns what runs windows of this size; the one of the last case where that fits."""
         key = (tiles, precision)
         if key not in self.engines:
+            for engine in self.engines.values():
+                engine.close()
             self.engines.clear()
             request = EngineRequest(
                 network=self.network,
@@ -133,6 +139,7 @@ class _Setting:
 
     tiles: Tiles
     precision: torch.dtype
+    blends_on_card: bool
 
 
 class _OverflowError(Exception):
@@ -172,6 +179,9 @@ class Predictor:
         _check_together(bundles)
         self.labels: LabelMap = bundles[0].labels
         self.device = choose_device(device)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all windows have one size
+            torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32; half precision is the fast way
         self._memory_bytes = None if memory_gb is None else memory_gb * 1e9
         self.notes: list[str] = []
         self._models = [self._set_up(bundle, mirror) for bundle in bundles]
@@ -239,8 +249,7 @@ class Predictor:
         window = config.sampling.patch_voxels
         if window == "auto":
             raise ModelError("the pipeline names no patch", "sampling.patch_voxels", "train the model again")
-        batch = {("cpu", 2): 4, ("cpu", 3): 1, ("cuda", 2): 16, ("cuda", 3): 2}.get((self.device.type, bundle.dims), 1)
-        return _Model(
+        model = _Model(
             bundle,
             network,
             Preprocessor(config),
@@ -248,9 +257,15 @@ class Predictor:
             choose_precision(config.training.precision, self.device),
             context_voxels(config.network, bundle.dims),
             mirror_axes,
-            Tiles(admissible_patch(config.network, bundle.dims, window), batch),
+            Tiles(admissible_patch(config.network, bundle.dims, window), CPU_BATCH[bundle.dims]),
             blends_features=bundle.labels.outputs > _finest_features(bundle),
         )
+        if self.device.type == "cuda":
+            room = int(
+                _CARD_SHARE * (free_memory(self.device) or 0) / _forward_bytes(model, Tiles(model.tiles.window, 1))
+            )
+            model.tiles = Tiles(model.tiles.window, min(max(room, 1), _LARGEST_BATCH))
+        return model
 
     # ---- one case ---------------------------------------------------------------------------------------------------
 
@@ -263,7 +278,7 @@ class Predictor:
     ) -> list[_ModelRows]:
         """Writes labels (and probabilities); begins again with smaller windows or in fp32 where that is needed."""
         settings = [
-            _Setting(self._within_budget(model, one, notes), model.precision)
+            _Setting(self._within_budget(model, one, notes), model.precision, self.device.type == "cuda")
             for model, one in zip(self._models, prepared, strict=True)
         ]
         while True:
@@ -274,13 +289,10 @@ class Predictor:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                smaller = [_smaller(m, s.tiles) for m, s in zip(self._models, settings, strict=True)]
+                smaller = [_smaller(m, s) for m, s in zip(self._models, settings, strict=True)]
                 if not any(smaller):
                     raise _no_memory() from error
-                settings = [
-                    _Setting(tiles or setting.tiles, setting.precision)
-                    for tiles, setting in zip(smaller, settings, strict=True)
-                ]
+                settings = [new or old for new, old in zip(smaller, settings, strict=True)]
                 _note_smaller(self._models, settings, notes)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -297,7 +309,7 @@ class Predictor:
         chances = None if likely is None else reorient(likely, first.order, first.flips)
         along = self._direction(prepared, settings)
         streams = [
-            _ModelRows(model, one, setting, along, self._blending_device(model, one, setting.tiles, along))
+            _ModelRows(model, one, setting, along, self._blending_device(model, one, setting, along))
             for model, one, setting in zip(self._models, prepared, settings, strict=True)
         ]
         for start, stop, logits in _averaged(streams, labels.shape, along, self.labels.outputs):
@@ -321,29 +333,28 @@ class Predictor:
         return min(range(prepared[0].geometry.ndim), key=held)
 
     def _within_budget(self, model: _Model, prepared: Prepared, notes: list[str]) -> Tiles:
-        """Shrinks windows until prediction is expected to fit ``memory_gb``."""
+        """Shrinks batches, then windows, until prediction is expected to fit ``memory_gb``."""
         tiles = model.tiles
         while self._memory_bytes is not None and _needed_bytes(model, prepared, tiles) > self._memory_bytes:
-            smaller = _smaller(model, tiles)
-            if smaller is None:
+            window = tiles.window if tiles.batch > 1 else _smaller_window(model, tiles.window)
+            if window is None:
                 break
-            tiles = smaller
+            tiles = Tiles(window, max(1, tiles.batch // 2))
         if tiles.window != model.tiles.window:
             notes.append(f"windows of {_times(tiles.window)} instead of {_times(model.tiles.window)}: --memory-gb")
         return tiles
 
-    def _blending_device(self, model: _Model, prepared: Prepared, tiles: Tiles, along: int) -> torch.device:
-        if self.device.type != "cuda":
+    def _blending_device(self, model: _Model, prepared: Prepared, setting: _Setting, along: int) -> torch.device:
+        if not setting.blends_on_card:
             return torch.device("cpu")
-        axes = model.axes(prepared.geometry.shape, tiles)
-        free, _ = torch.cuda.mem_get_info(self.device)
-        wanted = 4 * rolling_values(axes, along, model.channels, tiles.batch)
-        return self.device if wanted < _CARD_SHARE * free else torch.device("cpu")
+        axes = model.axes(prepared.geometry.shape, setting.tiles)
+        wanted = 4 * rolling_values(axes, along, model.channels, setting.tiles.batch)
+        return self.device if wanted < _CARD_SHARE * (free_memory(self.device) or 0) else torch.device("cpu")
 
     def _in_full_precision(self, setting: _Setting, notes: list[str]) -> _Setting:
         if setting.precision != torch.float32:
             notes.append(f"{precision_name(setting.precision)} overflowed: computed in fp32")
-        return _Setting(setting.tiles, torch.float32)
+        return replace(setting, precision=torch.float32)
 
     def _clean(self, labels: npt.NDArray[Any], likely: npt.NDArray[np.float32] | None) -> None:
         """Post-processes labels in place; what is removed is no longer likely."""
@@ -369,21 +380,18 @@ class _ModelRows:
         self._grid = prepared.geometry.shape
         self._box = prepared.box
         self._shape = tuple(prepared.reference.shape[axis] for axis in prepared.order)
-        device = model.device
-
-        def run(batch: Tensor) -> Tensor:
-            return self.engine(batch.to(device, non_blocking=True))
-
+        rule = model.skip(setting.tiles)
         self._stream = WindowStream(
             prepared,
             model.axes(self._grid, setting.tiles),
             along,
-            mirrored(run, model.mirror_axes),
+            mirrored(self.engine, model.mirror_axes),
             model.channels,
             model.bundle.dims,
             setting.tiles.batch,
+            model.device,
             blending,
-            model.skip(setting.tiles),
+            None if rule is None else rule.which,
         )
 
     @property
@@ -407,7 +415,7 @@ class _ModelRows:
             middle = (low + high + 1) // 2
             _, needed = linear_support(box.stop - box.start, size, middle - 1, middle)
             low, high = (middle, high) if needed <= self._stream.ready else (low, middle - 1)
-        return box.start + low
+        return int(box.start) + low
 
     def advance(self) -> None:
         """Runs the next windows; rows before :attr:`ready` are forgotten."""
@@ -429,11 +437,11 @@ class _ModelRows:
         )
         size = [stop - start if axis == self._along else n for axis, n in enumerate(self._shape)]
         if first >= last:
-            return self._background(size)
+            return self._background(size, torch.device("cpu"))
         inside = self._inside(first - box.start, last - box.start)
         if list(inside.shape[1:]) == size:
             return inside
-        logits = self._background(size)
+        logits = self._background(size, inside.device)
         logits[(slice(None), *rows)] = inside
         return logits
 
@@ -469,8 +477,8 @@ class _ModelRows:
             raise _OverflowError
         raise ModelError("the network's output is not finite", "model.safetensors", "train again; the weights diverged")
 
-    def _background(self, size: Sequence[int]) -> Tensor:
-        return self._outside(len(size) + 1, torch.device("cpu")).expand(-1, *size).clone()
+    def _background(self, size: Sequence[int], device: torch.device) -> Tensor:
+        return self._outside(len(size) + 1, device).expand(-1, *size).clone()
 
     def _outside(self, ndim: int, device: torch.device) -> Tensor:
         """Logits of certain background: output 0, no region at all; (outputs, 1, ...)."""
@@ -493,7 +501,7 @@ def _averaged(
                 if stream.ready <= done:
                     stream.advance()
             continue
-        step = max(1, _CHUNK_VALUES // max(1, per_row * len(streams) * outputs))
+        step = max(1, CHUNK_VALUES // max(1, per_row * len(streams) * outputs))
         while done < ready:
             stop = min(done + step, ready)
             total = streams[0].logits(done, stop)
@@ -535,17 +543,25 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
             )
 
 
-def _smaller(model: _Model, tiles: Tiles) -> Tiles | None:
-    """Half the batch, then half the window as far as the network's strides allow; ``None`` at the end."""
+def _smaller(model: _Model, setting: _Setting) -> _Setting | None:
+    """Half the batch, then blending in the main memory, then half the window; ``None`` at the end."""
+    tiles = setting.tiles
     if tiles.batch > 1:
-        return Tiles(tiles.window, tiles.batch // 2)
-    half = [-(-size // 2) for size in tiles.window]
+        return replace(setting, tiles=Tiles(tiles.window, tiles.batch // 2))
+    if setting.blends_on_card:
+        return replace(setting, blends_on_card=False)
+    window = _smaller_window(model, tiles.window)
+    return None if window is None else replace(setting, tiles=Tiles(window, 1))
+
+
+def _smaller_window(model: _Model, window: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Half the window as far as the network's strides allow; ``None`` where that is no less."""
     try:
-        window = admissible_patch(model.bundle.config.network, model.bundle.dims, half)
+        half = admissible_patch(model.bundle.config.network, model.bundle.dims, [-(-size // 2) for size in window])
     except ConfigError:
         return None
-    window = tuple(min(new, old) for new, old in zip(window, tiles.window, strict=True))
-    return Tiles(window, 1) if window != tiles.window else None
+    smaller = tuple(min(new, old) for new, old in zip(half, window, strict=True))
+    return smaller if smaller != window else None
 
 
 def _note_smaller(models: Sequence[_Model], settings: Sequence[_Setting], notes: list[str]) -> None:
@@ -564,9 +580,13 @@ def _needed_bytes(model: _Model, prepared: Prepared, tiles: Tiles) -> float:
     """Memory of a forward pass and of the windows that are blended."""
     axes = model.axes(prepared.geometry.shape, tiles)
     held = min(rolling_values(axes, along, model.channels, tiles.batch) for along in range(prepared.geometry.ndim))
+    return 4.0 * held + _forward_bytes(model, tiles)
+
+
+def _forward_bytes(model: _Model, tiles: Tiles) -> float:
     voxels = prod(size + 2 * border for size, border in zip(tiles.window, model.context, strict=True))
     size = 4 if model.precision == torch.float32 else 2
-    return 4.0 * held + tiles.batch * voxels * _finest_features(model.bundle) * size * _MAPS_IN_MEMORY
+    return float(tiles.batch * voxels * _finest_features(model.bundle) * size * _MAPS_IN_MEMORY)
 
 
 def _finest_features(bundle: Bundle) -> int:

@@ -7,7 +7,7 @@ it is read once and forgotten. What is held is as thick as a window, however lon
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations, islice, product
+from itertools import combinations, compress, product
 from math import prod
 from typing import Protocol
 
@@ -20,8 +20,8 @@ from unet_med.inference.tiling import WindowAxis
 Run = Callable[[torch.Tensor], torch.Tensor]
 """Maps a batch (N, C, *(window + 2 * context)) to (N, channels, *window), both float32."""
 
-Skip = Callable[[torch.Tensor], bool]
-"""Whether a window of an image, (C, *voxels inside of the image), can hold nothing."""
+Skip = Callable[[Sequence[torch.Tensor]], Sequence[bool]]
+"""For each window of an image, (C, *voxels inside of the image): whether it can hold nothing."""
 
 _SURE = 1.0 - 1e-6
 
@@ -29,8 +29,8 @@ _SURE = 1.0 - 1e-6
 class Rows(Protocol):
     """A normalised image that is read slab by slab."""
 
-    def slab(self, axis: int, start: int, stop: int) -> torch.Tensor:
-        """Returns (C, *s) float32 with spatial ``axis`` cut to the voxels from ``start`` to ``stop``."""
+    def slab(self, axis: int, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
+        """Returns (C, *s) float32 on ``device``, spatial ``axis`` cut to the voxels from ``start`` to ``stop``."""
         ...
 
 
@@ -40,9 +40,10 @@ class ArrayRows:
     def __init__(self, array: npt.NDArray[np.float32]) -> None:
         self._array = array
 
-    def slab(self, axis: int, start: int, stop: int) -> torch.Tensor:
+    def slab(self, axis: int, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
         """Returns a copy of the rows from ``start`` to ``stop``."""
-        return torch.from_numpy(np.array(self._array[(slice(None),) * (axis + 1) + (slice(start, stop),)]))
+        rows = torch.from_numpy(np.array(self._array[(slice(None),) * (axis + 1) + (slice(start, stop),)]))
+        return rows if device is None else rows.to(device)
 
 
 class WindowStream:
@@ -56,7 +57,8 @@ class WindowStream:
         channels: Channels that ``run`` puts out.
         dims: Axes of the network; one less than the image's for a 2-D network on a volume.
         batch: Windows in one call of ``run``.
-        device: Where windows are blended.
+        device: Where ``run`` computes; the image is read there.
+        blending: Where windows are blended; by default there, too.
         skip: Windows for which it is true are not computed and count with no weight.
 
     Attributes:
@@ -75,19 +77,21 @@ class WindowStream:
         dims: int,
         batch: int = 1,
         device: torch.device | str = "cpu",
+        blending: torch.device | None = None,
         skip: Skip | None = None,
     ) -> None:
         self.ready = 0
         self.windows = 0
         self.skipped = 0
-        self._image = _Reader(image, along)
+        self._image = _Reader(image, along, torch.device(device))
         self._axes = tuple(axes)
         self._along = along
         self._run = run
         self._channels = channels
         self._flat = dims < len(self._axes)
         self._batch = max(1, batch)
-        self._device = torch.device(device)
+        self._device = torch.device(device) if blending is None else blending
+        self._shares = [[share.to(self._device) for share in axis.shares] for axis in self._axes]
         self._skip = skip
         self._groups = _groups(self._axes, along, self._batch)
         self._done = 0
@@ -108,9 +112,10 @@ class WindowStream:
         group = self._groups[self._done]
         self._make_room(min(keep_from, self.ready))
         slab, offset = self._image.covering([self._axis.support(number) for number in group])
-        places = product(*(range(len(a.starts)) if n != self._along else group for n, a in enumerate(self._axes)))
+        ranges = (range(len(a.starts)) if n != self._along else group for n, a in enumerate(self._axes))
         with torch.inference_mode():
-            for jobs in _batches(self._needed(places, slab, offset), self._batch):
+            needed = self._needed(list(product(*ranges)), slab, offset)
+            for jobs in (needed[first : first + self._batch] for first in range(0, len(needed), self._batch)):
                 outputs = self._run(torch.stack([self._input(slab, offset, place) for place in jobs]))
                 for place, output in zip(jobs, outputs.to(self._device, torch.float32), strict=True):
                     self._add(output[..., None] if self._flat else output, place)
@@ -152,16 +157,17 @@ class WindowStream:
             self._held[len(self._held) - gone :] = 0
         self._first = keep_from
 
-    def _needed(self, places: Iterator[tuple[int, ...]], slab: torch.Tensor, offset: int) -> Iterator[tuple[int, ...]]:
+    def _needed(self, places: list[tuple[int, ...]], slab: torch.Tensor, offset: int) -> list[tuple[int, ...]]:
         """Leaves out the windows that are skipped, and notes the weight that is missing there."""
-        for place in places:
-            self.windows += 1
-            if self._skip is not None and self._skip(self._inside(slab, offset, place)):
-                self.skipped += 1
-                target, weight = self._target(place)
-                target[-1] += weight
-            else:
-                yield place
+        self.windows += len(places)
+        if self._skip is None:
+            return places
+        flags = self._skip([self._inside(slab, offset, place) for place in places])
+        for place in compress(places, flags):
+            self.skipped += 1
+            target, weight = self._target(place)
+            target[-1] += weight
+        return [place for place, skipped in zip(places, flags, strict=True) if not skipped]
 
     def _inside(self, slab: torch.Tensor, offset: int, place: tuple[int, ...]) -> torch.Tensor:
         for n, (axis, number) in enumerate(zip(self._axes, place, strict=True)):
@@ -181,7 +187,7 @@ class WindowStream:
         for n, (axis, number) in enumerate(zip(self._axes, place, strict=True)):
             first, stop = axis.inside(number)
             target = target.narrow(n + 1, first - (self._first if n == self._along else 0), stop - first)
-            weight = weight[..., None] * axis.shares[number].to(self._device)
+            weight = weight[..., None] * self._shares[n][number]
         return target, weight
 
     def _add(self, output: torch.Tensor, place: tuple[int, ...]) -> None:
@@ -194,8 +200,9 @@ class WindowStream:
 class _Reader:
     """Reads an image in order; what windows of two groups share is read once."""
 
-    def __init__(self, image: Rows, along: int) -> None:
+    def __init__(self, image: Rows, along: int, device: torch.device) -> None:
         self._image = image
+        self._device = device
         self._along = along
         self._slab = torch.zeros(0)
         self._range = (0, 0)
@@ -207,11 +214,11 @@ class _Reader:
         if first <= start < last <= stop:
             shared = self._slab.narrow(self._along + 1, start - first, last - start)
             if stop > last:
-                fresh = self._image.slab(self._along, last, stop)
+                fresh = self._image.slab(self._along, last, stop, self._device)
                 shared = torch.cat([shared, fresh], dim=self._along + 1)
             self._slab = shared
         elif not (first <= start and stop <= last):
-            self._slab = self._image.slab(self._along, start, stop)
+            self._slab = self._image.slab(self._along, start, stop, self._device)
         else:
             start = first
             stop = last
@@ -259,11 +266,6 @@ def _groups(axes: Sequence[WindowAxis], along: int, batch: int) -> list[range]:
     others = prod(len(axis.starts) for n, axis in enumerate(axes) if n != along)
     size = -(-batch // others) if axes[along].window == 1 else 1
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
-
-
-def _batches(places: Iterator[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
-    while batch := list(islice(places, size)):
-        yield batch
 
 
 def _without_gaps(held: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-Compilation = Literal["off", "default", "reduce-overhead"]
+Compilation = Literal["none", "default", "reduce-overhead"]
 Output = Tensor | tuple[Tensor, ...]
 
 
@@ -43,7 +43,7 @@ class Forward:
     Args:
         network: In training mode when called.
         device: Where it lies. Compilation is for cards; on a CPU it was measured to gain nothing.
-        wanted: ``off``, ``default``, or ``reduce-overhead``, which replays CUDA graphs and keeps their memory.
+        wanted: ``none``, ``default``, or ``reduce-overhead``, which replays CUDA graphs and keeps their memory.
         backend: What compiles.
 
     Attributes:
@@ -60,7 +60,7 @@ class Forward:
         self.note = ""
         self._network = network
         self._compiled: Callable[[Tensor], Output] | None = None
-        if wanted == "off":
+        if wanted == "none":
             return
         if device.type != "cuda":
             self.note = f"not compiled: that is for CUDA cards, this is {device.type}"
@@ -80,7 +80,7 @@ class Forward:
             return self._compiled(image)
         except TorchDynamoException as error:
             self._compiled = None
-            self.note = f"not compiled ({type(error).__name__}): set training.compile to off to leave the attempt out"
+            self.note = f"not compiled ({type(error).__name__}): set training.compile to none to leave the attempt out"
             logger.warning("%s", self.note)
             output = self._network(image)
             return output

@@ -25,6 +25,7 @@ from unet_med.data import CachedCase, PatchDataset, patch_loader
 from unet_med.device_data import DeviceCases, device_batches
 from unet_med.errors import MachineError
 from unet_med.inference.allocator import freed_memory_kept
+from unet_med.inference.device import free_memory
 from unet_med.training.checkpoint import load_checkpoint, save_checkpoint
 from unet_med.training.pace import FEW_STEPS, Pace, too_few_remedy
 from unet_med.training.schedule import Schedule, schedule_by_epochs
@@ -159,7 +160,7 @@ def fit(
         steps=trainer.step,
         seconds=trainer.seconds,
         seconds_per_step=float(np.median(times)) if times else 0.0,
-        notes=notes,
+        notes=[*notes, *([trainer.forward.note] if trainer.forward.note else [])],
     )
 
 
@@ -209,7 +210,7 @@ def _room_on_card(device: torch.device) -> int | None:
     """Returns how many bytes of cases may lie on the card, which a plan leaves free; ``None`` without a card."""
     if device.type != "cuda":
         return None
-    free, _ = torch.cuda.mem_get_info(device)
+    free = free_memory(device) or 0
     return max(0, min(free // 2, free - _TRAINING_BYTES))
 
 

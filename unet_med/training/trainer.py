@@ -24,6 +24,7 @@ from unet_med.labels import LabelMap
 from unet_med.losses import build_loss
 from unet_med.metrics import confusion_counts, dice_iou
 from unet_med.networks import admissible_patch, build_network, context_voxels
+from unet_med.training.accelerate import Forward, set_up_card
 from unet_med.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from unet_med.training.distributed import BatchSums, Team, shares_by_size
 from unet_med.training.schedule import Schedule
@@ -66,6 +67,8 @@ class Trainer:
         self.layout = torch.channels_last_3d if config.dims == 3 else torch.channels_last
         self.network = build_network(config.network, config.dims, channels, labels.outputs)
         self.network = self.network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
+        set_up_card(device, config.training.precision)
+        self.forward = Forward(self.network, device, config.training.compile)
         self.loss = build_loss(config.loss, labels, self.sums_of_batch).to(device)
         self.optimizer = _build_optimizer(config, self.network)
         self.precision = choose_precision(config.training.precision, device)
@@ -143,7 +146,7 @@ class Trainer:
         if self.sums_of_batch is not None:
             self.sums_of_batch.start_piece()
         with self.autocast():
-            logits = self.network(piece["image"])
+            logits = self.forward(piece["image"])
         loss: torch.Tensor = self.loss(logits, piece["label"], piece.get("weight"))
         return loss
 

@@ -231,7 +231,7 @@ def test_rows_are_labelled_in_chunks(tiny_bundle, monkeypatch: pytest.MonkeyPatc
     volume = _volume()
     predictor = Predictor([load_bundle(tiny_bundle(preprocess__spacing_mm=[1.3, 0.9, 2.0]))], "cpu")
     whole = predictor.predict(volume, probabilities=True)
-    monkeypatch.setattr(predictor_module, "_CHUNK_VALUES", 1000)
+    monkeypatch.setattr(predictor_module, "CHUNK_VALUES", 1000)
     chunks = predictor.predict(volume, probabilities=True)
     np.testing.assert_array_equal(chunks.labels, whole.labels)
     np.testing.assert_allclose(chunks.probabilities, whole.probabilities, atol=1e-6)

@@ -124,7 +124,7 @@ def test_skipped_windows_count_with_no_weight() -> None:
         calls.append(len(batch))
         return batch + 1.0
 
-    found = blended(image, network, (8, 8), 1, skip=lambda window: not bool(window.any()))
+    found = blended(image, network, (8, 8), 1, skip=lambda windows: [not bool(window.any()) for window in windows])
     values, gaps = found
     assert set(gaps.unique().tolist()) == {0.0, 1.0}
     assert len(calls) < 14 * 2
@@ -138,7 +138,7 @@ def test_without_a_gap_skipping_changes_nothing() -> None:
     image = torch.randn(1, 30, 17)
     convolution = torch.nn.Conv2d(1, 2, 3, padding=1)
     plain = blended(image, convolution, (8, 8), 2)
-    assert torch.equal(blended(image, convolution, (8, 8), 2, skip=lambda _: False)[:2], plain)
+    assert torch.equal(blended(image, convolution, (8, 8), 2, skip=lambda windows: [False] * len(windows))[:2], plain)
 
 
 def test_another_number_of_axes_is_an_error() -> None:

@@ -57,7 +57,7 @@ def assert_as_plain(forward: Forward, network: torch.nn.Module) -> None:
         torch.testing.assert_close(ours, plain)
 
 
-@pytest.mark.parametrize(("device", "wanted", "noted"), [(CARD, "off", False), (CPU, "default", True)])
+@pytest.mark.parametrize(("device", "wanted", "noted"), [(CARD, "none", False), (CPU, "default", True)])
 def test_nothing_is_compiled_unasked_or_on_a_cpu(
     network: torch.nn.Module, device: torch.device, wanted: Any, noted: bool
 ) -> None:
