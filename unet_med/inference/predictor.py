@@ -93,6 +93,7 @@ class _Model:
     mirror_axes: tuple[int, ...]
     tiles: Tiles
     blends_features: bool
+    skips: bool
     engines: dict[tuple[Tiles, torch.dtype], Engine] = field(default_factory=dict)
 
     @property
@@ -123,7 +124,7 @@ class _Model:
 
     def skip(self, tiles: Tiles) -> EmptinessRule | None:
         """Returns the rule by which windows of this size are left out, if the model has one."""
-        if not self.bundle.config.inference.skip_empty:
+        if not self.skips:
             return None
         return stored_rule(self.bundle.meta, tiles.window, len(self.bundle.channels))
 
@@ -184,7 +185,8 @@ class Predictor:
             torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32; half precision is the fast way
         self._memory_bytes = None if memory_gb is None else memory_gb * 1e9
         self.notes: list[str] = []
-        self._models = [self._set_up(bundle, mirror) for bundle in bundles]
+        # a rule was proven for its model alone; among others it would outvote them
+        self._models = [self._set_up(bundle, mirror, skips=len(bundles) == 1) for bundle in bundles]
         self.precisions = tuple(precision_name(model.precision) for model in self._models)
         if mirror and not all(model.mirror_axes for model in self._models):
             self.notes.append("mirroring has no effect on a model whose training mirrored no axis")
@@ -238,7 +240,7 @@ class Predictor:
                 remedy="use a 2-D model, or say with --axes which axis of the stack is depth",
             )
 
-    def _set_up(self, bundle: Bundle, mirror: bool | None) -> _Model:
+    def _set_up(self, bundle: Bundle, mirror: bool | None, skips: bool) -> _Model:
         config = bundle.config
         axes = config.augment.mirror_axes
         wanted = config.inference.mirror if mirror is None else mirror
@@ -259,6 +261,7 @@ class Predictor:
             mirror_axes,
             Tiles(admissible_patch(config.network, bundle.dims, window), CPU_BATCH[bundle.dims]),
             blends_features=bundle.labels.outputs > _finest_features(bundle),
+            skips=skips and config.inference.skip_empty,
         )
         if self.device.type == "cuda":
             room = int(

@@ -313,3 +313,19 @@ def test_what_was_cleaned_away_is_not_likely(tiny_bundle) -> None:
     assert not prediction.labels.any()
     assert prediction.probabilities is not None
     assert prediction.probabilities[0].max() < 0.5
+
+
+def test_empty_windows_are_skipped_by_one_model_alone(tiny_bundle) -> None:
+    bounds = {"schema": 1, "window": [16, 16, 16], "low": [-9.0], "high": [9.0], "spread": [0.0]}
+    meta = {"empty_windows": {"rule": bounds}}
+    volume = _volume((40, 17, 11))
+    volume.array[0, :20] = 100.0
+    one = load_bundle(tiny_bundle("one", meta=meta))
+    alone = Predictor([one], "cpu").predict(volume)
+    assert alone.windows_skipped > 0
+    plain = Predictor([load_bundle(tiny_bundle("two"))], "cpu").predict(volume)
+    assert plain.windows_skipped == 0
+    np.testing.assert_array_equal(alone.labels[20:], plain.labels[20:])
+    assert Predictor([one, load_bundle(tiny_bundle("two"))], "cpu").predict(volume).windows_skipped == 0
+    switched_off = load_bundle(tiny_bundle("off", meta=meta, inference__skip_empty=False))
+    assert Predictor([switched_off], "cpu").predict(volume).windows_skipped == 0
