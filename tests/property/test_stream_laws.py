@@ -43,7 +43,7 @@ def _starts(size: int, window: int, overlap: float) -> list[int]:
     """nnU-Net's places on an axis that is at least as long as the window."""
     if size == window:
         return [0]
-    steps = ceil((size - window) / max(1.0, window * (1 - overlap)))
+    steps = ceil(round((size - window) / max(1.0, window * (1 - overlap)), 9))
     return [int(np.rint(index * (size - window) / steps)) for index in range(steps + 1)]
 
 

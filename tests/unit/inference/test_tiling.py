@@ -8,7 +8,7 @@ import torch
 from window_blend import TensorRows, blended
 
 from unet_med.inference.stream import WindowStream, rolling_values
-from unet_med.inference.tiling import window_axes
+from unet_med.inference.tiling import window_axes, window_starts
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -139,6 +139,11 @@ def test_without_a_gap_skipping_changes_nothing() -> None:
     convolution = torch.nn.Conv2d(1, 2, 3, padding=1)
     plain = blended(image, convolution, (8, 8), 2)
     assert torch.equal(blended(image, convolution, (8, 8), 2, skip=lambda windows: [False] * len(windows))[:2], plain)
+
+
+def test_steps_that_fit_exactly_are_not_one_more() -> None:
+    assert window_starts(36, 8, 0.3) == [0, 6, 11, 17, 22, 28]
+    assert window_starts(9, 2, 0.3) == [0, 1, 3, 4, 6, 7]
 
 
 def test_another_number_of_axes_is_an_error() -> None:
