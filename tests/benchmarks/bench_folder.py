@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,8 +23,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-
-FLAGS = ("avx2", "avx512_bf16", "amx_bf16")
+from machine import processor
 
 
 @dataclass(frozen=True)
@@ -189,15 +187,6 @@ def doctor_benchmark(work: Path, setting: Setting, cases: int, repeats: int) -> 
         result |= {f"said_{name}": estimate, f"took_{name}": round(measured, 2)}
         result[f"{name}_ratio"] = round(estimate / measured, 3)
     return result
-
-
-def processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    name = next((line.split(":")[1].strip() for line in text.splitlines() if "model name" in line), "unknown")
-    return f"{name}, {os.cpu_count()} cores ({' '.join(flag for flag in FLAGS if flag in text.split())})"
 
 
 def main() -> None:

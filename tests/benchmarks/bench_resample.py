@@ -18,23 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import processor
 from scipy import ndimage
 
 from unet_med.transforms.resample import GridChange
 
 CASES = ((3, 2.0), (1, 2.0), (3, 0.5), (1, 0.5))
-
-
-def processor() -> str:
-    """The CPU's name and which of its units matter for matrix products."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return "unknown CPU"
-    lines = dict(line.split(":", 1) for line in info.read_text(encoding="utf-8").split("\n\n")[0].splitlines())
-    fields = {name.strip(): value.strip() for name, value in lines.items()}
-    flags = set(fields.get("flags", "").split())
-    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in flags]
-    return f"{fields.get('model name', 'unknown CPU')} ({', '.join(units)})"
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:

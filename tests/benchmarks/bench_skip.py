@@ -12,13 +12,13 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from machine import processor
 
 from unet_med.bundle import Bundle, labels_of
 from unet_med.config import PipelineConfig, parse_config
@@ -136,19 +136,6 @@ def measure(shape: tuple[int, ...], window: tuple[int, ...], repeats: int) -> di
     }
 
 
-def cpu() -> str:
-    """The CPU's name and those of its flags that matter here."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "unknown CPU"
-    facts: Mapping[str, str] = dict(
-        [part.strip() for part in line.split(":", 1)] for line in reversed(lines) if ":" in line
-    )
-    flags = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in facts.get("flags", "").split()]
-    return f"{facts.get('model name', 'unknown CPU')}, {' '.join(flags) or 'no bf16'}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a small scan, to see that it runs")
@@ -158,7 +145,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     shape, window = ((64, 64, 32), (16, 16, 16)) if arguments.quick else ((256, 256, 100), (64, 64, 64))
-    result = measure(shape, window, arguments.repeats) | {"cpu": cpu(), "threads": arguments.threads}
+    result = measure(shape, window, arguments.repeats) | {"cpu": processor(), "threads": arguments.threads}
     print(f"{result['cpu']}, {result['threads']} threads, {result['engine']}; {result['rule']}\n")
     print("| scan | windows | skipped | seconds without | with | ratio | voxels changed | Dice |")
     print("|---|---|---|---|---|---|---|---|")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from nnunet_plan import plain_unet
 
 Run = Callable[[], dict[str, Any]]
 
@@ -98,23 +99,7 @@ def make_nnunet_model(folder: Path) -> None:
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     setting = json.loads((folder / MODEL).read_text())
-    levels = len(setting["features"])
-    architecture = {
-        "n_stages": levels,
-        "features_per_stage": setting["features"],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * levels,
-        "strides": [[1, 1, 1], *[[2, 2, 2]] * (levels - 1)],
-        "n_conv_per_stage": [2] * levels,
-        "n_conv_per_stage_decoder": [2] * (levels - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
+    architecture = plain_unet(setting["features"])
     network_class = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
     imported = ["conv_op", "norm_op", "dropout_op", "nonlin"]
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}

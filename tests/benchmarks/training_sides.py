@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunet_plan import plain_unet
 
 Step = Callable[[], object]
 
@@ -116,25 +117,8 @@ def write_nnunet_data(folder: Path) -> None:
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
     setting = json.loads((folder / SETTING).read_text())
-    levels = len(setting["features"])
     base = folder / PREPROCESSED / DATASET
     (base / IDENTIFIER).mkdir(parents=True)
-    architecture = {
-        "n_stages": levels,
-        "features_per_stage": setting["features"],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * levels,
-        "strides": [[1, 1, 1], *[[2, 2, 2]] * (levels - 1)],
-        "n_conv_per_stage": [2] * levels,
-        "n_conv_per_stage_decoder": [2] * (levels - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
     resampling: dict[str, Any] = {
         f"resampling_fn_{what}{suffix}": value
         for what in ("data", "seg", "probabilities")
@@ -156,7 +140,7 @@ def write_nnunet_data(folder: Path) -> None:
         "batch_dice": True,
         "architecture": {
             "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": architecture,
+            "arch_kwargs": plain_unet(setting["features"]),
             "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
         },
         **resampling,

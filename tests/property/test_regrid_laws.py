@@ -12,7 +12,7 @@ from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
 from unet_med.io.dicom.headers import EXPLICIT_LITTLE, Header
 from unet_med.io.dicom.slices import Regrid
-from unet_med.io.dicom.stacks import Stack, lay_out
+from unet_med.io.dicom.stacks import PLACE_TOLERANCE, STEP_TOLERANCE_MM, Stack, lay_out
 from unet_med.io.source import IntakeOptions
 
 ALL = IntakeOptions(untilt=True, resample_slices=True, allow_gaps=True)
@@ -133,11 +133,12 @@ def test_a_linear_phantom_stays_linear(
                 ok = (own >= -1e-6) & (own <= size - 1 + 1e-6)
                 interior[:, :, plane] &= ok[:, None] if axis == 0 else ok[None, :]
     assert interior.any()
-    # what drifts less than is worth moving stays where it is stored
+    # what drifts less than is worth moving stays where it is stored, and so does a slice that is nearly in its place
     slack = 0.11 * (5 * max(spacing)) if "untilt" not in used else 0.011 * 5 * max(spacing)
+    away = 0.0 if "resample_slices" in used else 5 * max(STEP_TOLERANCE_MM, PLACE_TOLERANCE * min(np.diff(heights)))
     exact = 1e-3 * max(1.0, np.abs(expected).max()) / 100
     assert not np.isnan(array[interior]).any()
-    assert np.abs(array - expected)[interior].max() <= exact + (slack if 0 < np.abs(drift).min() < 0.1 else 0)
+    assert np.abs(array - expected)[interior].max() <= (exact + away + (slack if 0 < np.abs(drift).min() < 0.1 else 0))
 
 
 @settings(max_examples=60, deadline=None)

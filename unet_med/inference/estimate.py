@@ -25,7 +25,7 @@ from unet_med.config import PipelineConfig
 from unet_med.errors import ConfigError, MachineError
 from unet_med.geometry import Geometry
 from unet_med.inference.predictor import CHUNK_VALUES, CPU_BATCH
-from unet_med.inference.stream import rolling_values
+from unet_med.inference.stream import ROWS_READ, rolling_values
 from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.io.cases import Case
 from unet_med.networks import admissible_patch, context_voxels
@@ -293,12 +293,12 @@ def held_bytes(size: CaseSize, config: PipelineConfig) -> Held:
     row = size.voxels // max(1, length)
     final = -(-length * min(axes[along].window, axes[along].size) // axes[along].size)
     rows = max(row, min(row * final, CHUNK_VALUES // outputs))
-    slab = size.channels * thickness * prod(axis.size for n, axis in enumerate(axes) if n != along)
+    plane = size.channels * prod(axis.size for n, axis in enumerate(axes) if n != along)
     return Held(
         image=size.voxel_bytes * size.voxels,
         mask=(1 if outputs < 2**8 else 2) * size.voxels * size.frames,
         windows=_BYTES * rolling[along],
-        slab=2 * _BYTES * slab,
+        slab=_BYTES * plane * (thickness + 2 * min(ROWS_READ, thickness)),
         chunk=_COPIES * _BYTES * outputs * rows,
     )
 

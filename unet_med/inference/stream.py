@@ -24,6 +24,8 @@ Skip = Callable[[Sequence[torch.Tensor]], Sequence[bool]]
 """For each window of an image, (C, *voxels inside of the image): whether it can hold nothing."""
 
 _SURE = 1.0 - 1e-6
+ROWS_READ = 16
+"""Rows of the image that are normalised at a time."""
 
 
 class Rows(Protocol):
@@ -83,7 +85,6 @@ class WindowStream:
         self.ready = 0
         self.windows = 0
         self.skipped = 0
-        self._image = _Reader(image, along, torch.device(device))
         self._axes = tuple(axes)
         self._along = along
         self._run = run
@@ -94,6 +95,7 @@ class WindowStream:
         self._shares = [[share.to(self._device) for share in axis.shares] for axis in self._axes]
         self._skip = skip
         self._groups = _groups(self._axes, along, self._batch)
+        self._image = _Reader(image, along, _most(self._axis.support, self._groups), torch.device(device))
         self._done = 0
         self._first = 0  # the row of the image that is the first one held
         self._held = torch.zeros(0)
@@ -151,8 +153,7 @@ class WindowStream:
             channels = self._channels + int(self.holds_gaps)
             self._held = torch.zeros((_capacity(self._axis, self._groups), channels, *others), device=self._device)
         gone = min(keep_from - self._first, len(self._held))
-        for row in range(len(self._held) - gone):  # in this order a row is read before it is written
-            self._held[row] = self._held[row + gone]
+        _move_up(self._held, gone, len(self._held))
         if gone:
             self._held[len(self._held) - gone :] = 0
         self._first = keep_from
@@ -198,32 +199,45 @@ class WindowStream:
 
 
 class _Reader:
-    """Reads an image in order; what windows of two groups share is read once."""
+    """Reads an image in order; what windows of two groups share is read once.
 
-    def __init__(self, image: Rows, along: int, device: torch.device) -> None:
+    The rows lie outermost in one buffer that is made once: those that are still needed move to its beginning.
+    """
+
+    def __init__(self, image: Rows, along: int, capacity: int, device: torch.device) -> None:
         self._image = image
         self._device = device
         self._along = along
-        self._slab = torch.zeros(0)
+        self._capacity = capacity
+        self._held = torch.zeros(0)
         self._range = (0, 0)
 
     def covering(self, ranges: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, int]:
-        """Returns the rows that hold all ``ranges``, and the first one's number."""
+        """Returns the rows that hold all ``ranges``, (C, *s), until the next call; and the first one's number."""
         start, stop = min(first for first, _ in ranges), max(last for _, last in ranges)
         first, last = self._range
-        if first <= start < last <= stop:
-            shared = self._slab.narrow(self._along + 1, start - first, last - start)
-            if stop > last:
-                fresh = self._image.slab(self._along, last, stop, self._device)
-                shared = torch.cat([shared, fresh], dim=self._along + 1)
-            self._slab = shared
-        elif not (first <= start and stop <= last):
-            self._slab = self._image.slab(self._along, start, stop, self._device)
+        if first <= start < last:
+            stop = max(stop, last)
         else:
-            start = first
-            stop = last
+            first = last = start
+        _move_up(self._held, start - first, last - first)
+        while last < stop:
+            last = self._append(last, min(last + ROWS_READ, stop), start)
         self._range = (start, stop)
-        return self._slab, start
+        return self._held.narrow(0, 0, stop - start).movedim(0, self._along + 1), start
+
+    def _append(self, first: int, stop: int, start: int) -> int:
+        rows = self._image.slab(self._along, first, stop, self._device).movedim(self._along + 1, 0)
+        if not len(self._held):
+            self._held = rows.new_empty((self._capacity, *rows.shape[1:]))
+        self._held[first - start : stop - start] = rows
+        return stop
+
+
+def _move_up(rows: torch.Tensor, gone: int, stop: int) -> None:
+    """Moves ``rows`` from ``gone`` to ``stop`` to the beginning, in place."""
+    for row in range(gone, stop if gone else 0):  # in this order a row is read before it is written
+        rows[row - gone] = rows[row]
 
 
 def finished_rows(stream: WindowStream) -> Iterator[tuple[int, int, torch.Tensor]]:
@@ -257,7 +271,13 @@ def rolling_values(axes: Sequence[WindowAxis], along: int, channels: int, batch:
 
 def _capacity(axis: WindowAxis, groups: Sequence[range]) -> int:
     """Rows that the windows of one group cover at most, and the one before, which interpolation still needs."""
-    return 1 + max(axis.inside(group[-1])[1] - axis.inside(group[0])[0] for group in groups)
+    return 1 + _most(axis.inside, groups)
+
+
+def _most(covered: Callable[[int], tuple[int, int]], groups: Sequence[range]) -> int:
+    """Rows from the first to the last that one group covers, at most."""
+    spans = ([covered(number) for number in group] for group in groups)
+    return max(max(stop for _, stop in span) - min(first for first, _ in span) for span in spans)
 
 
 def _groups(axes: Sequence[WindowAxis], along: int, batch: int) -> list[range]:

@@ -66,7 +66,7 @@ def test_what_is_held_by_hand(tiny_bundle) -> None:
     assert held.image == 2 * voxels
     assert held.mask == voxels
     assert held.windows == 4 * 2 * (16 + 1) * 20 * 30
-    assert held.slab == 2 * 4 * 16 * 20 * 30
+    assert held.slab == 4 * (16 + 2 * 16) * 20 * 30, "and sixteen rows twice while they are read"
     assert held.chunk == 3 * 4 * 3 * 16 * 20 * 30, "no more rows become final at a time than a window has"
     slab_of_many = held_bytes(_size((600, 600, 600)), config).chunk
     assert slab_of_many == 3 * 4 * 3 * (2**24 // 3), "a chunk is no larger than this"
