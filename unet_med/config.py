@@ -134,9 +134,16 @@ class Preprocess(_Model):
 
 
 class Network(_Model):
-    """A 2-D or 3-D U-Net."""
+    """A 2-D or 3-D network: a U-Net, or one that never pools."""
 
-    kind: Literal["unet"] = "unet"
+    kind: Literal["unet", "residual", "dilated", "naive"] = Field(
+        "unet",
+        description="residual: a U-Net with a residual encoder; dilated: full resolution, growing dilations "
+        "(Yu and Koltun 2016); naive: the same without dilations",
+    )
+    size: Literal["M", "L", "XL"] | None = Field(
+        None, description="residual: planned for a card of 8, 24 or 40 GB, where --memory-gb does not say otherwise"
+    )
     style: Literal["modern", "classic"] = Field(
         "modern",
         description="classic: the network of 2015 (no normalisation, ReLU, 2x2 max-pooling, 2x2 up-convolution, "
@@ -146,6 +153,20 @@ class Network(_Model):
     strides: Auto | tuple[Axes, ...] = Field("auto", description="stride into each level; the first is all 1")
     kernels: Auto | tuple[Axes, ...] = Field("auto", description="kernel size of each level")
     convolutions_per_level: Annotated[int, Field(ge=1, le=8)] = 2
+    decoder_convolutions: Annotated[int, Field(ge=1, le=8)] | None = Field(
+        None, description="in each level of the decoder; null: as many as in the encoder, 1 beside a residual encoder"
+    )
+    blocks_per_level: tuple[Count, ...] | None = Field(
+        None, description="residual: blocks in each level of the encoder; null: 1, 3, 4, 6, 6, ..."
+    )
+    dilations: tuple[Count, ...] | None = Field(
+        None, description="dilated: of each convolution; null: 1, 1, 2, 4, 8, 16, 1"
+    )
+    attention: bool = Field(False, description="attention gates on the skip connections (Oktay et al. 2018)")
+    bias: bool = Field(False, description="biases also where a norm follows")
+    slices: Annotated[int, Field(ge=1, le=31)] = Field(
+        1, description="a 2-D network on volumes sees this many neighbouring slices as channels (2.5-D); odd"
+    )
     downsampling: Literal["maxpool", "strided"] = "strided"
     upsampling: Literal["transposed", "interpolate"] = "transposed"
     norm: Literal["instance", "batch", "none"] = "instance"
@@ -260,7 +281,11 @@ class Postprocess(_Model):
     """What is done to the labels."""
 
     keep_largest: tuple[str, ...] = Field((), description="labels of which only the largest component is kept")
+    fill_holes: tuple[str, ...] = Field((), description="labels whose holes are filled")
     minimum_voxels: Annotated[int, Field(ge=0)] = Field(0, description="smaller components are removed")
+    choose: bool = Field(
+        True, description="after a cross-validation: add what helps its out-of-fold masks and harms no label"
+    )
 
 
 class Tracking(_Model):
@@ -286,6 +311,9 @@ class PipelineConfig(_Model):
     regions: dict[str, tuple[Count, ...]] | None = Field(
         None, description="overlapping regions (sigmoid), outermost first, each a list of label values"
     )
+    ignore_label: Annotated[int, Field(ge=1, lt=2**16)] | None = Field(
+        None, description="value of voxels that nobody labelled: neither learnt from nor scored"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     preprocess: Preprocess = Preprocess()
     network: Network = Network()
@@ -296,6 +324,14 @@ class PipelineConfig(_Model):
     inference: Inference = Inference()
     postprocess: Postprocess = Postprocess()
     tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _slices_are_odd(self) -> Self:
+        if self.network.slices % 2 == 0:
+            raise ValueError(f"network.slices: {self.network.slices} slices have no middle one; give an odd number")
+        if self.network.slices > 1 and self.dims == 3:
+            raise ValueError("network.slices: neighbouring slices are for a 2-D network; set dims to 2")
+        return self
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Self:
