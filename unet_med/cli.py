@@ -74,6 +74,16 @@ MinutesOption = Annotated[
 MemoryOption = Annotated[
     float | None, typer.Option("--memory-gb", metavar="G", min=0.1, help="Memory budget in GB; default: what is free.")
 ]
+PlanMemoryOption = Annotated[
+    float | None,
+    typer.Option(
+        "--memory-gb",
+        metavar="G",
+        min=0.1,
+        help="Memory to plan the training for, in GB, for example 8, 24 or 80; default: 3 on a CPU, 8 on a GPU, "
+        "and 8, 24 or 40 for network.size M, L or XL.",
+    ),
+]
 SeriesOption = Annotated[
     list[str], typer.Option("--series", metavar="ID", help="Use only this source, by its id in `scan` (repeatable).")
 ]
@@ -255,6 +265,10 @@ def manifest(
             help='Name the labels: "1=liver,2=kidney". Segments in DICOM: "1=liver,1=Leber,0=couch"; 0 leaves out.',
         ),
     ] = None,
+    nnunet: Annotated[
+        Path | None,
+        typer.Option("--nnunet", metavar="DIR", help="Also write the data set as nnU-Net's raw layout here."),
+    ] = None,
     series: SeriesOption = [],
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
@@ -277,6 +291,7 @@ def manifest(
         task=task,
         label_values=label_values,
         label_names=label_names,
+        nnunet=nnunet,
         intake=intake,
     )
 
@@ -287,25 +302,43 @@ def check(
     fix: Annotated[
         Path | None, typer.Option("--fix", metavar="DIR", help="Write corrected labels and a manifest here.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write what was found as a page with pictures.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", metavar="DIR", help="Write pictures of the suspicious cases here.")
+    ] = None,
 ) -> Outcome:
     """Find faults of images and labels that spoil training."""
     from unet_med.workflows.check import check as workflow
 
-    return workflow(data, fix)
+    return workflow(data, fix, html, pictures)
 
 
 @_command
 def plan(
     pipeline: PipelineArgument,
     data: DataOption,
-    memory_gb: MemoryOption = None,
+    memory_gb: PlanMemoryOption = None,
+    device: DeviceOption = "auto",
     explain: Annotated[bool, typer.Option("--explain", help="Give the reason for each value.")] = False,
     set_: SetOption = [],
 ) -> Outcome:
     """Resolve every `auto` of a pipeline from the data."""
     from unet_med.workflows.plan import plan as workflow
 
-    return workflow(pipeline, data, memory_gb=memory_gb, explain=explain, overrides=set_)
+    return workflow(pipeline, data, memory_gb=memory_gb, explain=explain, overrides=set_, device=device)
+
+
+@_command
+def plan_diff(
+    plan_a: Annotated[str, typer.Argument(metavar="A", help="Pipeline file, run folder, or model.")],
+    plan_b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+) -> Outcome:
+    """Say in what two plans differ, and why."""
+    from unet_med.workflows.plan_diff import plan_diff as workflow
+
+    return workflow(plan_a, plan_b)
 
 
 def _fold(text: str | None) -> str | None:
@@ -314,22 +347,29 @@ def _fold(text: str | None) -> str | None:
     raise typer.BadParameter("give the number of a fold, `cv` or `all`")
 
 
+FoldOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fold",
+        metavar="N|cv|all",
+        callback=_fold,
+        help="N holds fold N out, cv trains every fold, all trains on all cases.",
+    ),
+]
+
+
 @_command
 def train(
     pipeline: PipelineArgument,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.")],
-    fold: Annotated[
-        str | None,
-        typer.Option(
-            "--fold",
-            metavar="N|cv|all",
-            callback=_fold,
-            help="N holds fold N out, cv trains every fold, all trains on all cases.",
-        ),
-    ] = None,
+    fold: FoldOption = None,
     max_minutes: MinutesOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on exactly where the run was stopped.")] = False,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--start-from", metavar="MODEL", help="Begin with the weights of this model and keep its plan."),
+    ] = None,
     device: DeviceOption = "auto",
     set_: SetOption = [],
     overwrite: OverwriteOption = False,
@@ -347,6 +387,7 @@ def train(
         device=device,
         overrides=set_,
         overwrite=overwrite,
+        start_from=start_from,
     )
 
 
@@ -440,11 +481,15 @@ def score(
     tolerance_mm: Annotated[
         float, typer.Option("--tolerance-mm", metavar="MM", min=0.0, help="Tolerance of the surface Dice (NSD).")
     ] = 1.0,
+    ignore_label: Annotated[
+        int | None,
+        typer.Option("--ignore-label", metavar="VALUE", min=1, help="Value in the true labels that is not scored."),
+    ] = None,
 ) -> Outcome:
     """Score masks made by anything against true labels."""
     from unet_med.workflows.score import score as workflow
 
-    return workflow(predictions, references, task=task, tolerance_mm=tolerance_mm)
+    return workflow(predictions, references, task=task, tolerance_mm=tolerance_mm, ignore_label=ignore_label)
 
 
 @_command
@@ -518,6 +563,67 @@ def info(model: ModelArgument) -> Outcome:
     from unet_med.workflows.info import info as workflow
 
     return workflow(model)
+
+
+@_command
+def import_nnunet(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="Of a trainer: plans.json, fold_*."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the model to write.")],
+    fold: Annotated[
+        list[str], typer.Option("--fold", metavar="N|all", help="Only this fold (repeatable); default: all together.")
+    ] = [],
+    checkpoint: Annotated[
+        Literal["final", "best"], typer.Option("--checkpoint", help="Of the last epoch, or the one thought best.")
+    ] = "final",
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name of the model.")] = None,
+    overwrite: OverwriteOption = False,
+) -> Outcome:
+    """Turn a model that nnU-Net v2 trained into one of ours."""
+    from unet_med.workflows.import_nnunet import import_nnunet as workflow
+
+    return workflow(folder, out, folds=fold, which=checkpoint, name=name, overwrite=overwrite)
+
+
+@_command
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", exists=True, help="Run, evaluation, or metrics.json.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", exists=True, help="The other one, on the same cases.")],
+) -> Outcome:
+    """Say whether one run is better than another, case by case."""
+    from unet_med.workflows.compare import compare as workflow
+
+    return workflow(run_a, run_b)
+
+
+@_command
+def match(
+    pipeline: PipelineArgument,
+    data: DataOption,
+    out: OutOption,
+    kinds: Annotated[
+        str, typer.Option("--kinds", metavar="NAME,...", help="Kinds of networks; the first is planned as it is.")
+    ] = "unet,dilated,naive",
+    fold: FoldOption = None,
+    max_minutes: MinutesOption = None,
+    device: DeviceOption = "auto",
+    set_: SetOption = [],
+) -> Outcome:
+    """Train networks of other kinds with as many parameters and minutes, and compare them."""
+    from unet_med.workflows.match import match as workflow
+
+    return workflow(
+        pipeline,
+        data,
+        out,
+        tuple(kinds.split(",")),
+        fold=fold,
+        max_minutes=max_minutes,
+        device=device,
+        overrides=set_,
+    )
 
 
 @_command

@@ -18,18 +18,23 @@ INTAKE = "--allow-gaps --axes --channel --pixel-size --resample-slices --series 
 SURFACE = {
     "scan": f"folder --html {INTAKE}",
     "convert": f"folder out {INTAKE} --overwrite",
-    "manifest": f"folder --out --images --labels --folds --group-by --task --label-values --label-names {INTAKE}",
-    "check": "data --fix",
-    "plan": "pipeline --data --memory-gb --explain --set",
+    "manifest": f"folder --out --images --labels --folds --group-by --task --label-values --label-names --nnunet "
+    f"{INTAKE}",
+    "check": "data --fix --html --pictures",
+    "plan": "pipeline --data --memory-gb --device --explain --set",
+    "plan-diff": "plan_a plan_b",
     "train": "pipeline --data --out --fold --max-minutes --resume --device --set --overwrite",
     "evaluate": "model --data --out --fold --split --allow-training-cases --device --overwrite",
     "predict": "model input_ out --also --format --seg-type --labels --deidentify --tta --device --memory-gb --part "
     f"{INTAKE} --overwrite",
-    "score": "predictions references --task --tolerance-mm",
+    "score": "predictions references --task --tolerance-mm --ignore-label",
     "run": f"pipeline folder --out --max-minutes --device --set --format {INTAKE} --overwrite",
     "demo": "kind --out --max-minutes --overwrite",
     "doctor": "target input_",
     "info": "model",
+    "import-nnunet": "folder out --fold --checkpoint --name --overwrite",
+    "compare": "run_a run_b",
+    "match": "pipeline --data --out --kinds --fold --max-minutes --device --set",
     "ui": "--store --port --no-browser",
     "send": "files --to --aet --user --password-env --tls --ca",
     "receive": (

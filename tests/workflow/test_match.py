@@ -37,7 +37,7 @@ def test_as_many_parameters(trained: Trained, kind: str) -> None:
 def test_a_network_of_nothing_cannot_be_matched(trained: Trained) -> None:
     planned = load_bundle(trained.run).config
     tiny = planned.replacing(
-        {"network.features": [1], "network.strides": [[1] * 3], "network.kernels": [[1] * 3]},
+        {"network.features": [1, 1], "network.strides": [[1] * 3, [2] * 3], "network.kernels": [[1] * 3] * 2},
     )
     with pytest.raises(ConfigError, match="one channel"):
         matched_settings(tiny, "dilated")
