@@ -21,6 +21,8 @@ NETWORKS: tuple[dict[str, Any], ...] = (
     {"downsampling": "maxpool", "upsampling": "interpolate", "norm": "batch", "activation": "relu"},
     {"norm": "none", "deep_supervision": True},
     {"style": "classic"},
+    {"kind": "residual", "blocks_per_level": (1, 2, 1), "attention": True, "bias": True},
+    {"kind": "dilated"},
 )
 PATCH = (13, 9, 11)
 
@@ -33,7 +35,10 @@ def request(dims: int, changes: dict[str, Any] | None = None, **given: Any) -> E
         "strides": ((1,) * dims, (1, *(2,) * (dims - 1)), (2,) * dims),
         "kernels": ((1, *(3,) * (dims - 1)), (3,) * dims, (3,) * dims),
     }
-    config = Network(**(values | (changes or {})))
+    values |= changes or {}
+    if values.get("kind") in ("dilated", "naive"):  # of one level
+        values |= {name: values[name][:1] for name in ("features", "strides", "kernels")}
+    config = Network(**values)
     network = build_network(config, dims, 2, 3).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d):

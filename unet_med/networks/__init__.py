@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from unet_med.config import Network
 from unet_med.errors import ConfigError
-from unet_med.networks.layout import layout_of
+from unet_med.networks.layout import StackLayout, layout_of
+from unet_med.networks.segmenter import Segmenter
+from unet_med.networks.stack import Stack
 from unet_med.networks.unet import UNet
 
-__all__ = ["admissible_patch", "build_network", "context_voxels"]
+__all__ = ["Segmenter", "admissible_patch", "build_network", "context_voxels", "input_channels"]
 
 
-def build_network(network: Network, dims: int, in_channels: int, outputs: int) -> nn.Module:
+def build_network(network: Network, dims: int, in_channels: int, outputs: int) -> Segmenter:
     """Builds a network with fresh weights (from torch's global random generator).
 
     Args:
         network: Resolved (no ``auto``).
         dims: 2 or 3.
-        in_channels: Channels of the input.
+        in_channels: Channels of the input: :func:`input_channels` of the image's.
         outputs: Channels of the logits.
 
     Returns:
@@ -36,7 +36,18 @@ def build_network(network: Network, dims: int, in_channels: int, outputs: int) -
             "network",
             "name at least one channel and one label",
         )
-    return UNet(layout_of(network, dims), in_channels, outputs)
+    layout = layout_of(network, dims)
+    if isinstance(layout, StackLayout):
+        return Stack(layout, in_channels, outputs)
+    return UNet(layout, in_channels, outputs)
+
+
+def input_channels(network: Network, channels: Sequence[str]) -> int:
+    """Returns how many channels the network's input has: each of the image's, with its neighbouring slices (2.5-D).
+
+    They are in the order of ``channels``, for each one slice after the other.
+    """
+    return len(channels) * network.slices
 
 
 def context_voxels(network: Network, dims: int) -> tuple[int, ...]:

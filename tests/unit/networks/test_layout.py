@@ -104,3 +104,40 @@ def test_channels_outputs_and_patches_are_checked() -> None:
         admissible_patch(network(), 2, (8, 8, 8))
     with pytest.raises(ConfigError, match="positive"):
         admissible_patch(network(), 2, (8, 0))
+
+
+STACK = {"kind": "dilated", "features": (4,), "strides": ((1, 1),), "kernels": ((3, 3),)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"kind": "residual", "style": "classic"}, "kind residual pads"),
+        ({"kind": "residual", "downsampling": "maxpool"}, "not by maxpool"),
+        ({"kind": "residual", "blocks_per_level": (1, 2)}, "blocks_per_level has 2 entries for 3 levels"),
+        ({"blocks_per_level": (1, 2, 2)}, "blocks_per_level is for kind residual, not for unet"),
+        ({"dilations": (1, 2)}, "dilations is for kind dilated and naive, not for unet"),
+        (STACK | {"kind": "naive", "dilations": (1, 2)}, "kind naive has no dilations"),
+        (STACK | {"strides": ((2, 2),)}, "works at full resolution"),
+        (STACK | {"features": (4, 4)}, "features has 2 entries, give 1 or one for each of the 7 convolutions"),
+        (
+            STACK | {"kernels": ((3, 3),) * 3, "dilations": (1, 2)},
+            "kernels has 3 entries, give 1 or one for each of the 2",
+        ),
+        (STACK | {"deep_supervision": True}, "no decoder, so no deep_supervision"),
+        (STACK | {"attention": True}, "no decoder, so no attention"),
+        (STACK | {"decoder_convolutions": 2}, "no decoder, so no decoder_convolutions"),
+    ],
+)
+def test_settings_of_another_kind_are_said(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        layout_of(network(**changes), 2)
+    assert says in str(caught.value)
+
+
+def test_unpadded_levels_may_differ_on_the_way_up() -> None:
+    fewer = CLASSIC.model_copy(update={"decoder_convolutions": 1})
+    entering, leaving = layout_of(fewer, 2).sizes(0, 28)
+    assert entering == 572
+    assert leaving == 388 + 2 * (8 + 4 + 2 + 1), "each level keeps the two pixels of a convolution, doubled above it"
+    assert context_voxels(fewer, 2) == ((entering - leaving) // 2,) * 2

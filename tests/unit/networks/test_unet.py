@@ -9,7 +9,7 @@ from torch import nn
 
 from unet_med.config import Network
 from unet_med.errors import ModelError
-from unet_med.networks import admissible_patch, build_network, context_voxels
+from unet_med.networks import admissible_patch, build_network, context_voxels, input_channels
 
 
 def network(dims: int = 2, **changes: Any) -> Network:
@@ -18,7 +18,10 @@ def network(dims: int = 2, **changes: Any) -> Network:
         "strides": ((1,) * dims, (2,) * dims, (2,) * dims),
         "kernels": ((3,) * dims,) * 3,
     }
-    return Network(**(values | changes))
+    values |= changes
+    if values.get("kind") in ("dilated", "naive"):  # of one level
+        values |= {name: values[name][:1] for name in ("features", "strides", "kernels")}
+    return Network(**values)
 
 
 def parameters(module: nn.Module) -> int:
@@ -37,8 +40,17 @@ def parameters(module: nn.Module) -> int:
         {"convolutions_per_level": 1},
         {"convolutions_per_level": 3},
         {"deep_supervision": True},
+        {"decoder_convolutions": 1},
+        {"bias": True},
+        {"attention": True},
+        {"kind": "residual", "blocks_per_level": (1, 2, 1)},
+        {"kind": "residual", "norm": "none", "attention": True},
+        {"kind": "dilated"},
+        {"kind": "naive", "norm": "batch"},
         {"style": "classic"},
         {"style": "classic", "convolutions_per_level": 1},
+        {"style": "classic", "decoder_convolutions": 1, "attention": True},
+        {"kind": "dilated", "style": "classic"},
     ],
     ids=str,
 )
@@ -160,17 +172,29 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("upsampling", ["transposed", "interpolate"])
+@pytest.mark.parametrize(
+    ("changes", "convolutions"),
+    [
+        ({"upsampling": "transposed"}, 10),
+        ({"upsampling": "interpolate"}, 10),
+        ({"attention": True}, 10),
+        ({"kind": "residual", "blocks_per_level": (1, 2, 1)}, 1 + 8 + 2),
+        ({"kind": "dilated"}, 7),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("dims", [2, 3])
-def test_all_convolutions_of_a_cpu_see_channels_last(two_threads: None, upsampling: str, dims: int) -> None:
-    module = build_network(network(dims, upsampling=upsampling), dims, 1, 2)
+def test_all_convolutions_of_a_cpu_see_channels_last(
+    two_threads: None, changes: dict[str, Any], convolutions: int, dims: int
+) -> None:
+    module = build_network(network(dims, **changes), dims, 1, 2)
     layout = torch.channels_last if dims == 2 else torch.channels_last_3d
     seen: list[bool] = []
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Conv3d)) and part.kernel_size[0] == 3:
             part.register_forward_pre_hook(lambda _, x: seen.append(x[0].is_contiguous(memory_format=layout)))
     module.eval()(torch.randn(2, 1, *(16,) * dims))
-    assert len(seen) == 10
+    assert len(seen) == convolutions
     assert all(seen)
 
 
@@ -218,6 +242,9 @@ def test_dropout_is_for_training_only() -> None:
         {},
         {"upsampling": "interpolate", "downsampling": "maxpool", "norm": "batch"},
         {"style": "classic"},
+        {"kind": "residual", "attention": True},
+        {"kind": "dilated"},
+        {"kind": "naive", "style": "classic"},
     ],
     ids=str,
 )
@@ -236,3 +263,56 @@ def test_a_trace_at_the_smallest_size_holds_at_every_other(dims: int, changes: d
         traced = torch.jit.trace(module, torch.zeros(1, 1, *sizes[0]), check_trace=False)
         x = torch.randn(2, 1, *sizes[1])
         torch.testing.assert_close(traced(x), module(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_weights_keep_the_names_that_bundles_have() -> None:
+    module = build_network(network(2, features=(4, 8), strides=((1, 1), (2, 2)), kernels=((3, 3),) * 2), 2, 1, 2)
+    blocks = [f"{level}.{number}" for level in ("encoder.0", "encoder.1", "decoder.0") for number in (0, 1)]
+    parts = ("0.weight", "1.weight", "1.bias")
+    expected = {f"{block}.{part}" for block in blocks for part in parts}
+    assert set(module.state_dict()) == expected | {"upsampling.0.convolution.weight", "heads.0.weight", "heads.0.bias"}
+    biased = build_network(
+        network(2, features=(4, 8), strides=((1, 1), (2, 2)), kernels=((3, 3),) * 2, bias=True), 2, 1, 2
+    )
+    more = {f"{block}.0.bias" for block in blocks} | {"upsampling.0.convolution.bias"}
+    assert set(biased.state_dict()) == set(module.state_dict()) | more
+
+
+@pytest.mark.parametrize("changes", [{}, {"kind": "residual"}, {"kind": "dilated"}, {"kind": "naive"}], ids=str)
+def test_neighbouring_slices_are_channels(changes: dict[str, Any]) -> None:
+    config = network(slices=5, **changes)
+    channels = input_channels(config, ("T1", "T2"))
+    module = build_network(config, 2, channels, 2)
+    assert channels == module.in_channels == module.state_dict()[module.entry].shape[1] == 10
+    assert input_channels(network(**changes), ("CT",)) == 1
+
+
+@pytest.mark.parametrize("changes", [{"kind": "residual"}, {"kind": "dilated"}, {"attention": True}], ids=str)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_every_kind_trains_in_bfloat16(changes: dict[str, Any], dims: int) -> None:
+    torch.manual_seed(0)
+    module = build_network(network(dims, **changes), dims, 1, 2).train()
+    x = torch.randn(2, 1, *(16,) * dims)
+    exact = module(x).detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = module(x)
+    assert logits.dtype == torch.bfloat16
+    assert float((logits.detach().float() - exact).norm() / exact.norm()) < 0.2
+    logits.float().square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("changes", [{"kind": "residual"}, {"kind": "dilated"}, {"attention": True}], ids=str)
+def test_a_network_without_memory_takes_stored_weights(changes: dict[str, Any]) -> None:
+    """As bundles are loaded: nothing is initialised, the weights are those of the file themselves."""
+    config = network(**changes)
+    trained = build_network(config, 2, 1, 2).eval()
+    state = trained.state_dict()
+    before = torch.random.get_rng_state()
+    with torch.device("meta"):
+        loaded = build_network(config, 2, 1, 2).eval()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    loaded.load_state_dict(state, strict=True, assign=True)
+    assert all(value.data_ptr() == state[name].data_ptr() for name, value in loaded.state_dict().items())
+    x = torch.randn(1, 1, 16, 16)
+    assert torch.equal(loaded(x), trained(x))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from unet_med.errors import MachineError
 from unet_med.inference.device import precision_name
 from unet_med.inference.engine.request import EngineRequest
-from unet_med.networks.unet import UNet
+from unet_med.networks import Segmenter
 
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
@@ -145,7 +145,7 @@ def _recorded(request: EngineRequest) -> Any:
     """Records the network on its smallest input: what is recorded holds at every size."""
     network = request.network
     size = request.entering
-    if isinstance(network, UNet):
+    if isinstance(network, Segmenter):
         smallest = network.layout.admissible((1,) * len(size))
         size = tuple(n + 2 * border for n, border in zip(smallest, request.context, strict=True))
     module = _Features(network) if request.features else network
