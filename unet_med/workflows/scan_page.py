@@ -93,7 +93,7 @@ def page(result: Mapping[str, Any], pictures: Mapping[str, Thumbnail | str]) -> 
         "</main>",
         _FOOT,
     ]
-    return f"{_TOP}{''.join(body)}</body></html>\n"
+    return f"{top_of('Intake report')}{''.join(body)}</body></html>\n"
 
 
 # ---- its parts ------------------------------------------------------------------------------------------------------
@@ -363,15 +363,21 @@ th,td{padding:7px 10px}h2{margin-top:28px}}
 header,main,footer{max-width:none;padding:0}header{padding-top:0}.grid{grid-template-columns:repeat(4,1fr)}
 .many .grid{grid-template-columns:repeat(6,1fr)}a{text-decoration:none}h2,h3{break-after:avoid}tr{break-inside:avoid}}
 """
-_TOP = (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width,initial-scale=1">'
-    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
-    '<meta name="referrer" content="no-referrer"><meta name="robots" content="noindex">'
-    f'<meta name="generator" content="unet-med {__version__}">'
-    f"<title>Intake report</title><style>{_STYLE}</style></head><body>"
-)
+
+
+def top_of(title: str) -> str:
+    """Returns how a page begins: its policy forbids whatever is not part of it."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
+        '<meta name="referrer" content="no-referrer"><meta name="robots" content="noindex">'
+        f'<meta name="generator" content="unet-med {__version__}">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+    )
+
+
 _FOOT = (
     "<footer><p>Research use only. Series are named by their number and a keyed hash, whose key only this user has: "
     "the page tells no name, date or number of a patient. Its pictures are images of patients none the less. Each "
