@@ -5,19 +5,23 @@ smaller memory budget on CPUs.
 """
 
 from unet_med.planning.fingerprint import CaseFingerprint, ChannelStatistics, Fingerprint, fingerprint
-from unet_med.planning.plan import Plan, auto_class_weights, make_plan
-from unet_med.planning.topology import Topology, feature_map_elements, fit_patch, plan_levels
+from unet_med.planning.memory import Budget, budget_of, network_elements
+from unet_med.planning.plan import Plan, auto_class_weights, make_plan, plan_from_fingerprint
+from unet_med.planning.topology import Topology, fit_patch, plan_levels
 
 __all__ = [
+    "Budget",
     "CaseFingerprint",
     "ChannelStatistics",
     "Fingerprint",
     "Plan",
     "Topology",
     "auto_class_weights",
-    "feature_map_elements",
+    "budget_of",
     "fingerprint",
     "fit_patch",
     "make_plan",
+    "network_elements",
+    "plan_from_fingerprint",
     "plan_levels",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
 from unet_med.io.cases import Case
+from unet_med.planning.sides import CaseSides, measure_sides
 
 SAMPLES = 2_000_000
 """Voxels of the foreground that are kept for the intensity statistics, over all cases."""
@@ -27,11 +28,13 @@ class CaseFingerprint:
         shape: Voxels along each axis after cropping to what is not zero.
         spacing_mm: Spacing along the same axes; ``None`` when uncalibrated.
         kept_share: Share of the voxels that cropping to nonzero keeps.
+        sides: Where its labels lie from left to right; ``None`` for pictures and uncalibrated volumes.
     """
 
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...] | None
     kept_share: float
+    sides: CaseSides | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,14 @@ class Fingerprint:
         """Voxels of all cropped cases together."""
         return int(sum(int(np.prod(case.shape)) for case in self.cases))
 
+    def sides(self) -> tuple[CaseSides, ...]:
+        """Returns where labels lie in the volumes of which that is known."""
+        return tuple(case.sides for case in self.cases if case.sides is not None)
+
+    def turned(self, axes: Sequence[int] | None) -> Fingerprint:
+        """Returns volumes with their axes in another order; ``None``, and pictures: as they are."""
+        return self if axes is None else replace(self, cases=tuple(_turned(case, axes) for case in self.cases))
+
     def spacings(self) -> npt.NDArray[np.float64] | None:
         """Returns the spacings (cases, axes) in mm; ``None`` when a case is uncalibrated."""
         known = [case.spacing_mm for case in self.cases if case.spacing_mm is not None]
@@ -120,13 +131,16 @@ class Fingerprint:
         }
 
 
-def fingerprint(cases: Iterable[Case], labels: int, progress: Progress | None = None) -> Fingerprint:
+def fingerprint(
+    cases: Iterable[Case], labels: int, progress: Progress | None = None, ignore: int | None = None
+) -> Fingerprint:
     """Reads images and labels once and measures them.
 
     Args:
         cases: Labelled cases.
         labels: Number of label values, background included.
         progress: Wraps the iteration over cases, for example with a progress bar.
+        ignore: Value of voxels that nobody labelled: they are neither counted nor measured.
 
     Raises:
         InputRefusedError: naming the case, when image or label cannot be used.
@@ -140,7 +154,7 @@ def fingerprint(cases: Iterable[Case], labels: int, progress: Progress | None = 
     share = max(1000, SAMPLES // len(known))
     for case in progress(known, "fingerprint") if progress else known:
         for frame in (case.frame,) if case.frame is not None else case.frames:
-            one, sample, count = _measure(case, frame, labels, share)
+            one, sample, count = _measure(case, frame, labels, share, ignore)
             measured.append(one)
             samples.append(sample)
             counts += count
@@ -153,21 +167,38 @@ def fingerprint(cases: Iterable[Case], labels: int, progress: Progress | None = 
 
 
 def _measure(
-    case: Case, frame: int, labels: int, share: int
+    case: Case, frame: int, labels: int, share: int, ignore: int | None
 ) -> tuple[CaseFingerprint, npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     volume = case.read(frame)
     label = case.read_label(frame)
+    unlabelled = 0
+    if ignore is not None:
+        unknown = label == ignore
+        unlabelled = int(unknown.sum())
+        label = np.where(unknown, 0, label)
     if case.instances:
         label = (label > 0).astype(np.uint8)
     _check_values(case.id, label, labels)
     order, flips = volume.geometry.canonical_axes()
     array, turned_label = reorient(volume.array, order, flips), reorient(label, order, flips)
     geometry = volume.geometry.reoriented(order, flips)
-    one = _shape_of(array, geometry)
     inside = np.flatnonzero(turned_label)
+    one = _shape_of(array, geometry)
+    if geometry.ndim == 3 and geometry.spacing_mm is not None:
+        one = replace(one, sides=measure_sides(array[0], turned_label, inside, geometry.spacing_mm, labels))
     values = array.reshape(array.shape[0], -1)
     chosen = inside[:: max(1, inside.size // share)]
-    return one, values[:, chosen].astype(np.float32), np.bincount(label.ravel(), minlength=labels).astype(np.int64)
+    counts = np.bincount(label.ravel(), minlength=labels).astype(np.int64)
+    counts[0] -= unlabelled
+    return one, values[:, chosen].astype(np.float32), counts
+
+
+def _turned(case: CaseFingerprint, axes: Sequence[int]) -> CaseFingerprint:
+    if len(case.shape) == 2:
+        return case
+    spacing = case.spacing_mm
+    turned = None if spacing is None else tuple(spacing[axis] for axis in axes)
+    return replace(case, shape=tuple(case.shape[axis] for axis in axes), spacing_mm=turned)
 
 
 def _check_values(case_id: str, label: npt.NDArray[Any], labels: int) -> None:

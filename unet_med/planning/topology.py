@@ -15,6 +15,9 @@ SIMILAR_SPACING = 2.0
 START_VOXELS = {2: 2048**2, 3: 256**3}
 """Size of the first guess of a patch, before it is cut to the images and to memory."""
 
+WHOLE_STEP = 8
+"""Patches of networks that never pool shrink to multiples of this many voxels."""
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -84,29 +87,12 @@ def _axes_to_pool(size: Sequence[int], spacing: Sequence[float], exactly: bool) 
     return axes
 
 
-def feature_map_elements(
-    patch: Sequence[int], strides: Sequence[Sequence[int]], features: Sequence[int], outputs: int, convolutions: int = 2
-) -> int:
-    """Returns the number of feature-map elements of one patch, nnU-Net's proxy for memory.
-
-    Every convolution of encoder and decoder, the up-convolutions and the (deeply supervised) outputs count.
-    """
-    size = list(patch)
-    sizes: list[int] = []
-    for stride in strides:
-        size = [n // s for n, s in zip(size, stride, strict=True)]
-        sizes.append(math.prod(size))
-    encoder = sum(convolutions * f * n for f, n in zip(features, sizes, strict=True))
-    decoder = sum(((convolutions + 1) * f + outputs) * n for f, n in zip(features[:-1], sizes[:-1], strict=True))
-    return encoder + decoder
-
-
 def first_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> list[int]:
     """Returns a patch of nearly equal edges in mm, cut to the median image."""
     dims = len(spacing)
     inverse = [1.0 / s for s in spacing]
     scale = (START_VOXELS[dims] / math.prod(inverse)) ** (1 / dims)
-    return [int(min(round(i * scale), m)) for i, m in zip(inverse, median_shape, strict=True)]
+    return [max(1, int(min(round(i * scale), m))) for i, m in zip(inverse, median_shape, strict=True)]
 
 
 def fit_patch(
@@ -142,3 +128,19 @@ def fit_patch(
             break
         topology = following
     return topology
+
+
+def fit_full_resolution(spacing: Sequence[float], median_shape: Sequence[float], voxels: float) -> tuple[int, ...]:
+    """Returns a patch of at most this many voxels for a network that never pools.
+
+    Args:
+        spacing: Relative spacing of the axes.
+        median_shape: Median image on the network's grid, in voxels.
+        voxels: Most voxels of a patch.
+    """
+    patch = first_patch(spacing, median_shape)
+    while math.prod(patch) > voxels and max(patch) > WHOLE_STEP:
+        ratios = [n / m if n > WHOLE_STEP else 0.0 for n, m in zip(patch, median_shape, strict=True)]
+        axis = ratios.index(max(ratios))
+        patch[axis] = (patch[axis] - 1) // WHOLE_STEP * WHOLE_STEP
+    return tuple(patch)

@@ -11,7 +11,7 @@ import pytest
 from unet_med.errors import InputRefusedError
 from unet_med.io.cases import Case
 from unet_med.io.nifti import inspect_nifti
-from unet_med.planning import fingerprint
+from unet_med.planning import CaseFingerprint, Fingerprint, fingerprint
 
 
 def case(folder: Path, name: str, image: np.ndarray, label: np.ndarray, affine: np.ndarray, **more: bool) -> Case:
@@ -91,3 +91,36 @@ def test_values_outside_the_manifest_are_refused(tmp_path: Path, image: np.ndarr
 def test_nothing_to_measure_is_refused() -> None:
     with pytest.raises(InputRefusedError, match="no training case"):
         fingerprint([], 2)
+
+
+def test_what_nobody_labelled_is_neither_counted_nor_measured(
+    tmp_path: Path, image: np.ndarray, label: np.ndarray
+) -> None:
+    label[0, 0] = 200
+    label[2, 3, 3] = 200  # the voxel of intensity 20
+    found = fingerprint([case(tmp_path, "a", image, label, np.eye(4))], 3, ignore=200)
+    assert found.label_voxels == (952 - 8, 6, 1)
+    assert found.channels[0].mean == pytest.approx(np.mean([10, 30, 40, 50, 60, 70, 80]))
+    with pytest.raises(InputRefusedError, match="value 200"):
+        fingerprint([case(tmp_path, "b", image, label, np.eye(4))], 3)
+
+
+def test_labels_are_found_on_the_patients_side(tmp_path: Path) -> None:
+    image = np.full((40, 30, 10), -1000.0, dtype=np.float32)
+    image[5:35, 4:26] = 30.0
+    label = np.zeros(image.shape, dtype=np.uint8)
+    label[8:10, 10, 4] = 1
+    to_the_right, to_the_left = np.diag([2.0, 1.0, 1.0, 1.0]), np.diag([-2.0, 1.0, 1.0, 1.0])
+    found = fingerprint(
+        [case(tmp_path, "a", image, label, to_the_right), case(tmp_path, "b", image, label, to_the_left)], 2
+    )
+    right, left = (sides.centroids_mm[1] for sides in found.sides())
+    assert right == pytest.approx((-22.0, 10.0, 4.0))
+    assert left == pytest.approx((22.0, 10.0, 4.0))
+
+
+def test_turned_volumes_keep_what_belongs_together() -> None:
+    one = CaseFingerprint((10, 20, 30), (1.0, 2.0, 3.0), 0.5)
+    picture = CaseFingerprint((10, 20), None, 1.0)
+    found = Fingerprint((one, picture), (), ()).turned((2, 0, 1))
+    assert found.cases == (CaseFingerprint((30, 10, 20), (3.0, 1.0, 2.0), 0.5), picture)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,17 @@ import pytest
 from unet_med.config import PipelineConfig, parse_config
 from unet_med.errors import ConfigError
 from unet_med.manifest import Manifest
-from unet_med.planning import CaseFingerprint, ChannelStatistics, Fingerprint, Plan, auto_class_weights
-from unet_med.planning.plan import paired_sides, plan_from_fingerprint, target_spacing
+from unet_med.planning import (
+    CaseFingerprint,
+    ChannelStatistics,
+    Fingerprint,
+    Plan,
+    auto_class_weights,
+    make_plan,
+    plan_from_fingerprint,
+)
+from unet_med.planning.memory import DILATIONS, network_elements
+from unet_med.planning.spacing import target_spacing
 
 CT = ChannelStatistics(99.29, 39.47, -41.0, 176.0)
 
@@ -207,7 +218,7 @@ def test_pictures_cannot_train_a_3d_network() -> None:
         planned(found=mixed)
 
 
-# ---- loss, augmentation, training -----------------------------------------------------------------------------------
+# ---- loss, augmentation, training ----------------------------------------------------------------------------------
 
 
 def test_class_weights() -> None:
@@ -225,24 +236,12 @@ def test_weights_only_where_something_uses_them() -> None:
     assert len(planned({"loss": {"kind": "dice_ce"}}).config.loss.class_weights) == 3
 
 
-@pytest.mark.parametrize(
-    ("names", "pair"),
-    [
-        (["left kidney", "right kidney"], ("left kidney", "right kidney")),
-        (["lung_R", "lung_L"], ("lung_R", "lung_L")),
-        (["liver", "tumour"], None),
-        (["left kidney", "liver"], None),
-        (["bright", "blight"], None),
-    ],
-)
-def test_sides(names: list[str], pair: tuple[str, str] | None) -> None:
-    assert paired_sides(names) == pair
-
-
 def test_labels_of_two_sides_are_never_mirrored() -> None:
     manifest = data(labels={"background": 0, "left kidney": 1, "right kidney": 2})
     assert planned(manifest=manifest).config.augment.mirror_axes == (1, 2)
     assert planned(manifest=manifest, found=seen(spacing=None)).config.augment.mirror_axes == ()
+    pictures = seen((300, 200), None)
+    assert planned(manifest=manifest, found=pictures).config.augment.mirror_axes == (1,)  # columns lie left to right
     assert planned().config.augment.mirror_axes == (0, 1, 2)
 
 
@@ -259,8 +258,169 @@ def test_training_values() -> None:
     assert planned({"training": {"max_minutes": 5}}).config.training.validation_every_epochs == 5
 
 
-def test_given_labels_must_agree_with_the_manifest(tmp_path: Path) -> None:
-    from unet_med.planning import make_plan
-
+def test_given_labels_must_agree_with_the_manifest() -> None:
     with pytest.raises(ConfigError, match="label values"):
         make_plan(pipeline({"labels": {"background": 0, "liver": 1}}), data())
+
+
+def test_what_nobody_labelled_is_no_label() -> None:
+    manifest = data(labels={"background": 0, "liver": 1, "tumour": 2, "unlabelled": 3})
+    plan = planned({"ignore_label": 3}, manifest=manifest)
+    assert plan.config.label_values == {"background": 0, "liver": 1, "tumour": 2}
+    assert len(plan.config.loss.class_weights) == 3
+
+
+# ---- kinds of networks -----------------------------------------------------------------------------------------------
+
+WIDE = seen((300, 300, 300), (1.0, 1.0, 1.0))
+SIZES = {"M": 8, "L": 24, "XL": 40}
+
+
+def size_of(plan: Plan) -> int:
+    return math.prod(plan.config.sampling.patch_voxels) * plan.config.sampling.batch_size
+
+
+def test_residual_networks_are_planned_for_the_card_of_their_size() -> None:
+    plans = {size: planned({"network": {"kind": "residual", "size": size}}, WIDE, device="cuda") for size in SIZES}
+    assert [plan.config.network.features for plan in plans.values()] == [(32, 64, 128, 256, 320, 320)] * 3
+    volumes = [size_of(plan) for plan in plans.values()]
+    assert volumes == sorted(set(volumes))
+    for size, gb in SIZES.items():
+        assert f"{gb} GB" in plans[size].reasons["sampling.patch_voxels"]
+        given = planned({"network": {"kind": "residual"}}, WIDE, memory_gb=gb, device="cuda")
+        assert given.config.sampling == plans[size].config.sampling
+    smaller = planned({"network": {"kind": "residual", "size": "XL"}}, WIDE, memory_gb=12, device="cuda")
+    assert size_of(smaller) < size_of(plans["XL"])
+
+
+def test_a_network_of_a_size_is_as_wide_on_a_cpu() -> None:
+    config = {"network": {"kind": "residual", "size": "M"}}
+    assert planned(config, WIDE).config.network.features[0] == 32
+    assert planned({"network": {"kind": "residual"}}, WIDE).config.network.features[0] == 16
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(("kind", "sees"), [("dilated", 67), ("naive", 15)])
+def test_networks_that_never_pool(kind: str, sees: int, dims: int) -> None:
+    plan = planned({"network": {"kind": kind}, "dims": dims}, WIDE)
+    network, patch = plan.config.network, plan.config.sampling.patch_voxels
+    assert (network.features, network.strides, network.kernels) == ((16,), ((1,) * dims,), ((3,) * dims,))
+    assert f"sees {sees} voxels" in plan.reasons["network.kernels"]
+    assert "full resolution" in plan.reasons["network.strides"]
+    assert network_elements(network, patch, network.strides, network.features, 3) == (7 * 16 + 3) * math.prod(patch)
+    more = planned({"network": {"kind": kind}, "dims": dims}, WIDE, memory_gb=8.0)
+    assert size_of(more) > size_of(plan)
+
+
+def test_the_widths_of_each_convolution_may_be_given() -> None:
+    config = {"network": {"kind": "dilated", "features": [8, 8, 16, 32, 64, 128, 8]}}
+    plan = planned(config, WIDE)
+    assert len(plan.config.network.strides) == len(plan.config.network.kernels) == 7
+    kept = planned({**config, "sampling": {"patch_voxels": [33, 47, 51]}}, WIDE)
+    assert kept.config.sampling.patch_voxels == (33, 47, 51)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"kind": "residual", "deep_supervision": True},
+        {"kind": "residual", "size": "L", "blocks_per_level": [1, 2, 2, 2], "norm": "instance"},
+        {"kind": "dilated"},
+        {"kind": "naive", "dilations": [1, 1, 1]},
+        {"kind": "unet", "decoder_convolutions": 1, "attention": True},
+        {"style": "classic", "decoder_convolutions": 1},
+        {"slices": 3},
+    ],
+    ids=str,
+)
+def test_what_is_planned_can_be_built(network: dict[str, Any]) -> None:
+    from unet_med.networks import admissible_patch, context_voxels
+
+    plan = planned({"network": network}, seen((100, 120, 30), (1.0, 1.0, 3.5)), memory_gb=0.5).config
+    dims = plan.dims
+    assert dims == (2 if "slices" in network else 3)
+    assert len(context_voxels(plan.network, dims)) == dims
+    assert tuple(admissible_patch(plan.network, dims, plan.sampling.patch_voxels)) == plan.sampling.patch_voxels
+
+
+def test_the_networks_have_the_same_dilations() -> None:
+    from unet_med.networks.layout import DILATIONS as BUILT
+
+    assert BUILT == DILATIONS
+
+
+@pytest.mark.parametrize(
+    ("network", "what"),
+    [
+        ({"kind": "residual", "style": "classic"}, "no residual encoder"),
+        ({"size": "M"}, "size M is one of residual networks"),
+        ({"kind": "residual", "blocks_per_level": [1] * 9}, "9 levels are given"),
+        ({"kind": "residual", "features": [8, 16], "blocks_per_level": [1, 1, 1]}, "3 levels are given"),
+    ],
+)
+def test_networks_that_cannot_be_are_refused(network: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        planned({"network": network})
+
+
+def test_neighbouring_slices() -> None:
+    plan = planned({"network": {"slices": 5}})
+    assert plan.config.dims == 2
+    assert "5 neighbouring slices" in plan.reasons["dims"]
+    assert len(plan.config.preprocess.spacing_mm) == len(plan.config.sampling.patch_voxels) == 2
+    with pytest.raises(ConfigError, match="pictures have no neighbouring slices"):
+        planned({"network": {"slices": 3}}, seen((64, 64), None))
+    thin = planned(found=seen((60, 70, 8), (1.0, 1.0, 5.0)))
+    assert "network.slices 3" in thin.reasons["dims"]
+
+
+def test_axes_in_another_order() -> None:
+    found = seen((300, 260, 40), (0.5, 0.6, 4.0))
+    manifest = data(labels={"background": 0, "left lung": 1, "right lung": 2})
+    plain = planned(found=found, manifest=manifest).config
+    turned = planned({"preprocess": {"axes": [2, 1, 0]}}, found, manifest=manifest)
+    assert turned.config.preprocess.spacing_mm == plain.preprocess.spacing_mm[::-1]
+    assert turned.config.sampling.patch_voxels == plain.sampling.patch_voxels[::-1]
+    assert (plain.augment.mirror_axes, turned.config.augment.mirror_axes) == ((1, 2), (0, 1))
+    assert "the S axis is coarse" in turned.reasons["preprocess.spacing_mm"]
+    assert turned.fingerprint["shape_median"] == [300, 260, 40]
+    sagittal = planned({"dims": 2, "preprocess": {"axes": [1, 2, 0]}}, found, manifest=manifest).config
+    assert sagittal.augment.mirror_axes == (0, 1)
+    stored = planned({"preprocess": {"orientation": "stored"}}, found, manifest=manifest)
+    assert stored.config.augment.mirror_axes == ()
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["unet", "residual", "dilated"])
+@pytest.mark.parametrize(("shape", "spacing"), [((400, 400, 300), (1.0, 1.0, 1.0)), ((900, 700), None)])
+def test_more_memory_shows_more_at_once(kind: str, shape: tuple[int, ...], spacing: tuple[float, ...] | None) -> None:
+    found = seen(shape, spacing, cases=1000)
+    config = {"network": {"kind": kind}}
+    plans = [planned(config, found), *(planned(config, found, memory_gb=gb, device="cuda") for gb in (8, 24, 80))]
+    volumes = [size_of(plan) for plan in plans]
+    assert volumes == sorted(set(volumes))
+    assert [plan.config.network.features[0] for plan in plans] == [16, 32, 32, 32]
+
+
+def test_large_pictures_are_seen_whole_rather_than_many_at_once() -> None:
+    plan = planned(found=seen((1000, 1000), None, cases=400), device="cuda")
+    assert plan.config.sampling.patch_voxels == (1024, 1024)
+    assert 2 <= plan.config.sampling.batch_size < 12
+    assert "whole median image" in plan.reasons["sampling.patch_voxels"]
+
+
+def test_a_patch_that_sees_little_comes_with_advice() -> None:
+    found = seen((512, 512, 482), (0.77, 0.77, 1.0))
+    reason = planned(found=found, device="cuda").reasons["sampling.patch_voxels"]
+    spacing = json.loads(re.search(r"spacing_mm (\[.*?\])", reason).group(1))
+    coarser = planned({"preprocess": {"spacing_mm": spacing}}, found, device="cuda")
+    assert "surroundings" not in coarser.reasons["sampling.patch_voxels"]
+    assert math.prod(coarser.config.sampling.patch_voxels) >= 0.25 * math.prod(
+        n * a / b for n, a, b in zip((512, 512, 482), (0.77, 0.77, 1.0), spacing, strict=True)
+    )
+    blind = planned(found=seen((3000, 3000), None)).reasons["sampling.patch_voxels"]
+    assert "more memory (--memory-gb)" in blind
+    given = planned({"sampling": {"patch_voxels": [32, 32, 32]}}, found)
+    assert given.reasons["sampling.patch_voxels"] == "given in the pipeline file"
