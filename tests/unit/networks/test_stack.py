@@ -124,3 +124,29 @@ def test_the_head_is_applied_to_the_features() -> None:
     assert not torch.equal(module.train()(x), module(x))
     module.eval()
     assert torch.equal(module(x), module.head(module.features(x)))
+
+
+def accuracy_of_what_is_far_away(kind: str) -> float:
+    """Learns, and is then asked, whether the place 16 pixels to the left is bright; the naive stack sees 7."""
+    torch.manual_seed(0)
+    module = build_network(network(kind=kind, features=(8,)), 2, 1, 2).train()
+    optimizer = torch.optim.Adam(module.parameters(), 1e-2)
+
+    def told(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        blocks = torch.randn(count, 1, 5, 5)
+        image = nn.functional.interpolate(blocks, scale_factor=8.0)
+        bright = (image[:, 0, :, :-16] > 0).long()
+        return module(image)[..., 16:], bright
+
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(*told(4)).backward()
+        optimizer.step()
+    with torch.no_grad():
+        logits, bright = told(32)
+    return float((logits.argmax(1) == bright).float().mean())
+
+
+def test_dilations_learn_what_depth_alone_cannot_see() -> None:
+    assert accuracy_of_what_is_far_away("dilated") > 0.8
+    assert accuracy_of_what_is_far_away("naive") < 0.6
