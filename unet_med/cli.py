@@ -332,7 +332,7 @@ def plan(
 
 @_command
 def plan_diff(
-    plan_a: Annotated[str, typer.Argument(metavar="A", help="Pipeline file, run folder, or model.")],
+    plan_a: Annotated[str, typer.Argument(metavar="A", help="Pipeline file, JSON of a plan, run, or model.")],
     plan_b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
 ) -> Outcome:
     """Say in what two plans differ, and why."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_med.bundle import read_bundle_info
-from unet_med.config import PipelineConfig, load_config
+from unet_med.config import PipelineConfig, load_config, parse_config
 from unet_med.errors import UsageError
 from unet_med.workflows.outcome import Outcome
 from unet_med.workflows.plan import shown, wrapped
@@ -52,7 +52,7 @@ def plan_diff(a: str, b: str) -> Outcome:
     """Compares two plans.
 
     Args:
-        a: A pipeline file, a run folder, or a model (bundle folder or MLflow address).
+        a: A pipeline file, what ``plan --json`` wrote, a run folder, or a model (bundle folder or MLflow address).
         b: The other one.
 
     Returns:
@@ -60,7 +60,7 @@ def plan_diff(a: str, b: str) -> Outcome:
         null there.
 
     Raises:
-        UsageError: when the plan of a run cannot be read.
+        UsageError: when the file of a plan cannot be read.
         ConfigError: when a pipeline file is none.
         ModelError: when there is no model, or it is damaged.
     """
@@ -79,8 +79,11 @@ def plan_diff(a: str, b: str) -> Outcome:
 
 
 def read_plan(place: str) -> Planned:
-    """Reads a plan from a pipeline file, a run folder or a model; errors as :func:`plan_diff`."""
+    """Reads a plan from wherever it lies; arguments and errors as :func:`plan_diff`."""
     path = Path(place)
+    if path.is_file() and path.suffix == ".json":
+        config, reasons, fingerprint = _parts(path, "config", "reasons", "fingerprint")
+        return Planned(path.name, parse_config(config, path.name), reasons, fingerprint)
     if path.is_file():
         return Planned(path.name, load_config(path), *_beside(path))
     if (path / PIPELINE).is_file() and (path / REASONS).is_file():
@@ -91,17 +94,22 @@ def read_plan(place: str) -> Planned:
     return Planned(path.name or place, info.config, reasons, fingerprint)
 
 
-def _beside(pipeline: Path) -> tuple[dict[str, str], dict[str, Any]]:
+def _beside(pipeline: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reasons and fingerprint that training wrote beside its resolved pipeline; empty for any other pipeline file."""
     file = pipeline.parent / REASONS
     if pipeline.name != PIPELINE or not file.is_file():
         return {}, {}
+    reasons, fingerprint = _parts(file, "reasons", "fingerprint")
+    return reasons, fingerprint
+
+
+def _parts(file: Path, *keys: str) -> list[dict[str, Any]]:
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
-        return dict(known["reasons"]), dict(known["fingerprint"])
+        return [dict(known[key]) for key in keys]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            "the reasons of the plan cannot be read", REASONS, "give the model of the run, or train again"
+            "the file of the plan cannot be read", file.name, "give a pipeline file, a run or a model, or plan again"
         ) from error
 
 

@@ -147,6 +147,24 @@ def test_a_model_is_read_from_its_bundle(tmp_path: Path) -> None:
     assert one["a_reason"] == plan.reasons["sampling.batch_size"]
 
 
+def test_the_json_of_a_plan_brings_its_reasons(tmp_path: Path) -> None:
+    plan = planned()
+    result = {
+        "config": plan.config.model_dump(mode="json"),
+        "reasons": plan.reasons,
+        "fingerprint": plan.fingerprint,
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(result), encoding="utf-8")
+    run = write_run(tmp_path / "run", planned(seed=1))
+    assert [one["key"] for one in plan_diff(str(tmp_path / "plan.json"), str(run)).result["differences"]] == ["seed"]
+    (tmp_path / "p.yaml").write_text("name: p\n", encoding="utf-8")
+    known = {
+        one["key"]: one["b_reason"]
+        for one in plan_diff(str(tmp_path / "p.yaml"), str(tmp_path / "plan.json")).result["differences"]
+    }
+    assert known == plan.reasons
+
+
 def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", planned())
     with pytest.raises(ModelError, match="no such model"):
@@ -154,6 +172,9 @@ def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n", encoding="utf-8")
     with pytest.raises(ConfigError):
         plan_diff(str(run), str(tmp_path / "list.yaml"))
+    (tmp_path / "other.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(UsageError, match="cannot be read"):
+        plan_diff(str(run), str(tmp_path / "other.json"))
     (run / "plan.json").write_text("{", encoding="utf-8")
     with pytest.raises(UsageError, match="cannot be read"):
         plan_diff(str(run), str(run))
