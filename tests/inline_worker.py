@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from unet_med.bundle import load_bundle
+from unet_med.bundle import load_bundles
 from unet_med.inference.casework import do_case
 from unet_med.inference.predictor import Predictor
 from unet_med.inference.worker import CaseJob, Setup
@@ -24,7 +24,7 @@ class InlineWorker:
 
     def wait_ready(self) -> None:
         setup = self._setup
-        bundles = [load_bundle(folder) for folder in setup.models]
+        bundles = [bundle for folder in setup.models for bundle in load_bundles(folder)]
         self._predictor = Predictor(bundles, setup.device, setup.mirror, setup.memory_gb)
 
     def submit(self, job: CaseJob) -> None:

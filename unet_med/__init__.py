@@ -128,12 +128,13 @@ def load_model(path: str | Path, device: str = "auto") -> Model:
     Raises:
         ModelError: when it is damaged or of a newer version.
     """
-    from unet_med.bundle import load_bundle
+    from unet_med.bundle import load_bundles
     from unet_med.inference.predictor import Predictor
 
-    bundle = load_bundle(path)
-    labels = {"background": 0} | {label.name: label.index for label in bundle.labels.labels}
-    return Model(Predictor([bundle], device=device), labels, bundle.channels, bundle.dims)
+    bundles = load_bundles(path)
+    first = bundles[0]
+    labels = {"background": 0} | {label.name: label.index for label in first.labels.labels}
+    return Model(Predictor(bundles, device=device), labels, first.channels, first.dims)
 
 
 def read(path: str | Path) -> Volume:

@@ -2,7 +2,8 @@
 
 A bundle is a folder of three files: ``model.safetensors``, ``bundle.json`` (schema version, resolved pipeline,
 labels, channels, where the model comes from, checksums) and ``pipeline.yaml`` (the same pipeline, for people; never
-read back). Reading the description alone imports no torch.
+read back). An ensemble is a bundle that holds others in place of weights: one folder for each member, whose logits are
+averaged; labels, post-processing and origin are the ensemble's own. Reading the description alone imports no torch.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +25,18 @@ from unet_med.config import PipelineConfig, dressed, parse_config
 from unet_med.errors import ConfigError, MachineError, ModelError
 from unet_med.identity import file_sha256
 from unet_med.labels import LabelMap
+from unet_med.model_address import COPY_AGAIN, DESCRIPTION, WEIGHTS, resolve_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SCHEMA_VERSION = 1
-WEIGHTS = "model.safetensors"
-DESCRIPTION = "bundle.json"
+SCHEMA_VERSION = 2
+"""Of an ensemble; a single model is still described as in version 1, which older versions read."""
+_SINGLE_VERSION = 1
 PIPELINE = "pipeline.yaml"
 
-_AGAIN = "copy the model again from where it was trained, or train it again"
+_FILES = (WEIGHTS, DESCRIPTION, PIPELINE)
+_MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RETRIES = 5
 _RETRY_SECONDS = 0.2
 
@@ -47,7 +51,8 @@ class BundleInfo:
         labels: The labels of its masks.
         channels: Names of the channels it needs, in this order.
         meta: Where it comes from: versions, training data, fingerprint, results, reasons.
-        sha256: Checksum over weights and description.
+        sha256: Checksum over weights (or members) and description.
+        members: The models of an ensemble; none for a single model.
     """
 
     folder: Path
@@ -56,6 +61,7 @@ class BundleInfo:
     channels: tuple[str, ...]
     meta: dict[str, Any]
     sha256: str
+    members: tuple[BundleInfo, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +97,17 @@ class Bundle:
         """
         import torch
 
-        from unet_med.networks import build_network
+        from unet_med.networks import build_network, input_channels
 
         with torch.device("meta"):  # no random numbers for weights that are replaced at once
-            network = build_network(self.config.network, self.dims, len(self.channels), self.labels.outputs)
+            entering = input_channels(self.config.network, self.channels)
+            network = build_network(self.config.network, self.dims, entering, self.labels.outputs)
         try:
             network.load_state_dict(self.state, strict=True, assign=True)
         except RuntimeError as error:
-            raise ModelError("the weights do not fit the network that the bundle describes", WEIGHTS, _AGAIN) from error
+            raise ModelError(
+                "the weights do not fit the network that the bundle describes", WEIGHTS, COPY_AGAIN
+            ) from error
         return network.eval()
 
 
@@ -120,33 +129,79 @@ def save_bundle(folder: Path, config: PipelineConfig, state: Mapping[str, Tensor
     """
     from safetensors.torch import save_file
 
+    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state.items()}
+
+    def write_weights(part: Path) -> dict[str, Any]:
+        save_file(tensors, str(part / WEIGHTS), metadata={"format": "pt"})
+        return {"schema_version": _SINGLE_VERSION, "weights_sha256": file_sha256(part / WEIGHTS)}
+
+    return _save(folder, config, meta, write_weights)
+
+
+def save_ensemble(
+    folder: Path, members: Mapping[str, str | Path], config: PipelineConfig, meta: Mapping[str, Any]
+) -> str:
+    """Writes an ensemble: members as they are, linked where the disk can, else copied.
+
+    Args:
+        folder: Where to write; made if it does not exist.
+        members: Name of each member (letters, digits, ``_``, ``-``) and its model; their order is kept.
+        config: A resolved pipeline with the members' labels and channels; its post-processing is the ensemble's.
+        meta: Where the ensemble comes from, as for :func:`save_bundle`.
+
+    Returns:
+        The sha256 of the ensemble.
+
+    Raises:
+        ConfigError: when the pipeline still holds ``auto`` values.
+        ModelError: when a member is damaged, is an ensemble itself, or is made for another task.
+        MachineError: when the disk is full.
+    """
+    infos = {name: read_bundle_info(model) for name, model in members.items()}
+    _check_members(infos, config)
+
+    def link_members(part: Path) -> dict[str, Any]:
+        for name, info in infos.items():
+            (part / name).mkdir()
+            for file in _FILES:
+                _link(info.folder / file, part / name / file)
+        entries = [{"name": name, "sha256": info.sha256} for name, info in infos.items()]
+        return {"schema_version": SCHEMA_VERSION, "members": entries}
+
+    return _save(folder, config, meta, link_members)
+
+
+def _save(
+    folder: Path, config: PipelineConfig, meta: Mapping[str, Any], write_model: Callable[[Path], dict[str, Any]]
+) -> str:
+    """Writes what ``write_model`` makes, with its description; the description gets its name last."""
     unresolved = config.unresolved()
     if unresolved:
         raise ConfigError(
             "a model needs a resolved pipeline", unresolved[0], "resolve the pipeline with `unet-med plan`"
         )
     labels_of(config)
-    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state.items()}
     temporary: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".bundle-", dir=folder))
-        save_file(tensors, str(temporary / WEIGHTS), metadata={"format": "pt"})
-        description: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
+        description = {
+            **write_model(temporary),
             "use": "Research use only",
-            "weights_sha256": file_sha256(temporary / WEIGHTS),
             "config": config.model_dump(mode="json"),
             "meta": json.loads(json.dumps(_finite(meta), allow_nan=False)),
         }
         description["sha256"] = _digest(description)
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
         (temporary / PIPELINE).write_text(config.to_yaml(), encoding="utf-8")
-        for name in (WEIGHTS, DESCRIPTION, PIPELINE):
-            with (temporary / name).open("rb+") as file:
-                os.fsync(file.fileno())
-        for name in (PIPELINE, WEIGHTS, DESCRIPTION):
-            (temporary / name).replace(folder / name)
+        parts = [path for path in temporary.rglob("*") if path.is_file()]
+        for part in sorted(parts, key=lambda path: path == temporary / DESCRIPTION):
+            if part.parent == temporary:  # the files of members are on the disk already
+                with part.open("rb+") as file:
+                    os.fsync(file.fileno())
+            target = folder / part.relative_to(temporary)
+            target.parent.mkdir(exist_ok=True)
+            part.replace(target)
     except OSError as error:
         raise MachineError(
             f"cannot write the model ({error.strerror or 'disk error'})",
@@ -159,54 +214,127 @@ def save_bundle(folder: Path, config: PipelineConfig, state: Mapping[str, Tensor
     return str(description["sha256"])
 
 
+def _check_members(infos: Mapping[str, BundleInfo], config: PipelineConfig) -> None:
+    labels = labels_of(config)
+    wanted = (labels.names, labels.regions, config.channels)
+    if not infos:
+        raise ModelError("an ensemble needs a member", remedy="give at least one model")
+    for name, info in infos.items():
+        if info.members:
+            raise ModelError("an ensemble is no member of another", name, "name its members one by one")
+        if not _MEMBER_NAME.fullmatch(name):
+            raise ModelError(f"{name!r} is no name of a member", "members", "use letters, digits, _ and -")
+        if (info.labels.names, info.labels.regions, info.channels) != wanted:
+            raise ModelError(
+                "its labels or channels are not those of the others", name, "combine models of one task only"
+            )
+
+
+def _link(source: Path, target: Path) -> None:
+    """Files of a bundle are replaced, never changed, so that two may share what is on the disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def load_bundle(model: str | Path) -> Bundle:
-    """Loads a model and verifies it.
+    """Loads a model that is no ensemble, and verifies it.
 
     Args:
         model: A bundle folder, a run folder (``RUN/model`` is taken), or an MLflow address (``models:/name@alias``,
             ``models:/name/3``, ``runs:/ID/model``); MLflow is only imported for these.
 
     Raises:
-        ModelError: when nothing is there, or it is damaged, or made by a newer version.
+        ModelError: when nothing is there, or it is damaged, an ensemble, or made by a newer version.
     """
+    info = read_bundle_info(model)
+    if info.members:
+        raise ModelError(
+            f"an ensemble of {len(info.members)} models is not one network",
+            info.folder.name,
+            f"name one of its members, for example {info.folder.name}/{info.members[0].folder.name}",
+        )
+    return _load(info)
+
+
+def load_bundles(model: str | Path) -> tuple[Bundle, ...]:
+    """Loads all networks of a model: one, or the members of an ensemble.
+
+    Members have the labels and the post-processing of the ensemble, and in ``meta`` what it says beside their own.
+
+    Args and errors as :func:`load_bundle`, ensembles aside.
+    """
+    info = read_bundle_info(model)
+    if not info.members:
+        return (_load(info),)
+    shared = {"postprocess": info.config.postprocess}
+    return tuple(
+        replace(
+            _load(member),
+            config=member.config.model_copy(update=shared),
+            labels=info.labels,
+            meta={**member.meta, **info.meta},
+        )
+        for member in info.members
+    )
+
+
+def _load(info: BundleInfo) -> Bundle:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    info = read_bundle_info(model)
     try:
         state = load_file(str(info.folder / WEIGHTS), device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError("the file is damaged or cut short", WEIGHTS, _AGAIN) from error
+        raise ModelError("the file is damaged or cut short", WEIGHTS, COPY_AGAIN) from error
     return Bundle(info.config, info.labels, info.channels, state, info.meta, info.sha256)
 
 
 def read_bundle_info(model: str | Path) -> BundleInfo:
-    """Reads and verifies the description of a model, and the checksum of its weights; loads no weights.
+    """Reads and verifies the description of a model, and the checksum of all weights; loads no weights.
 
-    Args and errors as :func:`load_bundle`.
+    Args and errors as :func:`load_bundle`, ensembles aside.
     """
-    folder = resolve_model(model)
+    return _read_info(resolve_model(model))
+
+
+def _read_info(folder: Path) -> BundleInfo:
     for attempt in range(_RETRIES):
         description = _read_description(folder / DESCRIPTION)
-        weights = _weights_sha256(folder / WEIGHTS)
-        if description.get("weights_sha256") == weights:
+        members = tuple(_read_info(folder / _member_name(entry)) for entry in description.get("members", ()))
+        if _is_whole(folder, description, members):
             break
         if attempt + 1 < _RETRIES and _changed_lately(folder):
             time.sleep(_RETRY_SECONDS)  # another process is replacing the bundle at this moment
             continue
-        raise ModelError("the file is damaged or cut short: its checksum is another", WEIGHTS, _AGAIN)
-    if description.get("sha256") != _digest(description):
-        raise ModelError("the file was changed after it was written: its checksum is another", DESCRIPTION, _AGAIN)
+        raise ModelError(
+            "the file is damaged or cut short: its checksum is another", DESCRIPTION if members else WEIGHTS, COPY_AGAIN
+        )
     try:
         config = parse_config(description["config"], DESCRIPTION)
         labels = labels_of(config)
         meta = dict(description["meta"])
     except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise ModelError("the file describes no model", DESCRIPTION, _AGAIN) from error
+        raise ModelError("the file describes no model", DESCRIPTION, COPY_AGAIN) from error
     if config.unresolved():
-        raise ModelError("the file leaves values open", DESCRIPTION, _AGAIN)
+        raise ModelError("the file leaves values open", DESCRIPTION, COPY_AGAIN)
     channels = tuple(config.channels) if config.channels != "auto" else ()
-    return BundleInfo(folder, config, labels, channels, meta, str(description["sha256"]))
+    return BundleInfo(folder, config, labels, channels, meta, str(description["sha256"]), members)
+
+
+def _member_name(entry: Any) -> str:
+    name = str(entry.get("name") if isinstance(entry, dict) else entry)
+    if not _MEMBER_NAME.fullmatch(name):
+        raise ModelError("the file describes no model: a member has no proper name", DESCRIPTION, COPY_AGAIN)
+    return name
+
+
+def _is_whole(folder: Path, description: Mapping[str, Any], members: tuple[BundleInfo, ...]) -> bool:
+    """Whether weights, or members, are those that were described."""
+    if members:
+        return [entry.get("sha256") for entry in description["members"]] == [member.sha256 for member in members]
+    return bool(description.get("weights_sha256") == _weights_sha256(folder / WEIGHTS))
 
 
 def labels_of(config: PipelineConfig) -> LabelMap:
@@ -214,76 +342,25 @@ def labels_of(config: PipelineConfig) -> LabelMap:
     values = config.label_values
     if config.labels == "auto" or values is None:
         raise ConfigError("the labels are not resolved", "labels", "resolve the pipeline with `unet-med plan`")
-    return dressed(LabelMap.from_names(values, config.regions), config.labels)
-
-
-def resolve_model(model: str | Path) -> Path:
-    """Returns the folder of a bundle; MLflow addresses are downloaded (see :func:`load_bundle`)."""
-    text = str(model)
-    if text.startswith(("models:/", "runs:/")):
-        return _bundle_in(_download(text), text)
-    return _bundle_in(Path(model), Path(model).name)
-
-
-def _bundle_in(folder: Path, name: str) -> Path:
-    for candidate in (folder, folder / "model"):
-        if (candidate / DESCRIPTION).is_file():
-            return candidate
-    if (folder / WEIGHTS).is_file():
-        raise ModelError(f"the folder holds weights but no {DESCRIPTION}", name, _AGAIN)
-    if not folder.exists():
-        raise ModelError("there is no such model", name, "give a bundle folder, a run folder or models:/NAME@candidate")
-    folds = sorted(path.parent.parent.name for path in folder.glob(f"*/model/{DESCRIPTION}"))
-    if folds:
-        rest = " ".join(f"--also {name}/{fold}" for fold in folds[1:])
-        raise ModelError(
-            f"the run holds {len(folds)} models, one for each fold", name, f"use {name}/{folds[0]} {rest}".rstrip()
-        )
-    raise ModelError(
-        f"no model is in this folder: it has no {DESCRIPTION}", name, "give a bundle folder or a finished run folder"
-    )
-
-
-def _download(address: str) -> Path:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    try:
-        import mlflow
-    except ImportError as error:
-        raise ModelError(
-            "MLflow is not installed", address, "install mlflow, or give the folder of the model"
-        ) from error
-    if not mlflow.is_tracking_uri_set():
-        store = Path.cwd() / "mlflow.db"
-        if not store.exists():
-            raise ModelError(
-                "no mlflow.db is in the working directory",
-                address,
-                "change to the folder of the experiments, or set MLFLOW_TRACKING_URI",
-            )
-        mlflow.set_tracking_uri(f"sqlite:///{store.as_posix()}")
-    try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=address))
-    except (mlflow.exceptions.MlflowException, OSError) as error:
-        raise ModelError(
-            "MLflow has no such model", address, "look its name, version or alias up with `unet-med ui`"
-        ) from error
+    return dressed(LabelMap.from_names(values, config.regions, config.ignore_label), config.labels)
 
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError("the file is damaged or cut short", DESCRIPTION, _AGAIN) from error
+        raise ModelError("the file is damaged or cut short", DESCRIPTION, COPY_AGAIN) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
-        raise ModelError("the file describes no model: it has no schema_version", DESCRIPTION, _AGAIN)
+        raise ModelError("the file describes no model: it has no schema_version", DESCRIPTION, COPY_AGAIN)
     if version > SCHEMA_VERSION:
         raise ModelError(
             f"made by a newer unet-med (schema {version} > {SCHEMA_VERSION})",
             DESCRIPTION,
             "update with `pip install --upgrade unet-med`",
         )
+    if data.get("sha256") != _digest(data):
+        raise ModelError("the file was changed after it was written: its checksum is another", DESCRIPTION, COPY_AGAIN)
     return dict(data)
 
 
@@ -291,11 +368,11 @@ def _weights_sha256(path: Path) -> str:
     try:
         return file_sha256(path)
     except OSError as error:
-        raise ModelError("the file is missing or cannot be read", WEIGHTS, _AGAIN) from error
+        raise ModelError("the file is missing or cannot be read", WEIGHTS, COPY_AGAIN) from error
 
 
 def _changed_lately(folder: Path, seconds: float = 10.0) -> bool:
-    return abs(time.time() - (folder / WEIGHTS).stat().st_mtime) < seconds
+    return abs(time.time() - folder.stat().st_mtime) < seconds
 
 
 def _finite(value: Any) -> Any:

@@ -45,7 +45,7 @@ class Setup:
     """What a worker loads when it starts.
 
     Attributes:
-        models: Bundle folders.
+        models: Bundle folders; an ensemble stands for its members.
         device: As given to ``--device``.
         mirror: Whether to average over flips; ``None``: as the pipeline says.
         memory_gb: Budget of prediction beyond the image, its labels and the models; then cases do not overlap.
@@ -169,13 +169,13 @@ def _start(setup: Setup, tell: Tell) -> tuple[Predictor, list[Bundle]] | None:
     try:
         import torch
 
-        from unet_med.bundle import load_bundle
+        from unet_med.bundle import load_bundles
         from unet_med.inference import casework  # noqa: F401 - imported before the first case is timed
         from unet_med.inference.predictor import Predictor
 
         if setup.threads is not None:
             torch.set_num_threads(setup.threads)
-        bundles = [load_bundle(folder) for folder in setup.models]
+        bundles = [bundle for folder in setup.models for bundle in load_bundles(folder)]
         predictor = Predictor(bundles, setup.device, setup.mirror, setup.memory_gb)
     except UnetMedError as error:
         tell("refused", error)
