@@ -20,6 +20,22 @@ from unet_med.transforms.postprocess import postprocess_labels
 LABELS = LabelMap.from_names({"background": 0, "a": 1, "b": 2, "c": 3})
 
 
+def without_holes(labels: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Fills the components of background that one label alone surrounds; all are found before any is filled."""
+    filled = labels.copy()
+    components, count = ndimage.label(labels == 0)
+    wanted = {label.index for label in LABELS.labels if label.name in names}
+    around = np.pad(labels.astype(int), [(1, 1) if size > 1 else (0, 0) for size in labels.shape], constant_values=-1)
+    inner = tuple(slice(1, -1) if size > 1 else slice(None) for size in labels.shape)
+    for number in range(1, count + 1):
+        hole = np.zeros(around.shape, dtype=bool)
+        hole[inner] = components == number
+        shell = np.unique(around[ndimage.binary_dilation(hole) & ~hole])
+        if len(shell) == 1 and shell[0] in wanted:
+            filled[components == number] = shell[0]
+    return filled
+
+
 def of_the_whole(labels: np.ndarray, asked: Postprocess) -> np.ndarray:
     """The same by scipy on the whole image, one label after the other."""
     cleaned = np.array(labels, order="C")
@@ -32,7 +48,7 @@ def of_the_whole(labels: np.ndarray, asked: Postprocess) -> np.ndarray:
             drop |= np.arange(count + 1) != int(sizes.argmax())
         drop[0] = False
         cleaned[drop[components]] = 0
-    return cleaned
+    return without_holes(cleaned, asked.fill_holes)
 
 
 @settings(max_examples=150, deadline=None)
@@ -41,16 +57,18 @@ def of_the_whole(labels: np.ndarray, asked: Postprocess) -> np.ndarray:
     slab=st.integers(1, 200),
     minimum=st.integers(0, 6),
     keep=st.sets(st.sampled_from(["a", "b", "c"])),
-    foreground=st.floats(0.1, 0.9),
+    fill=st.sets(st.sampled_from(["a", "b", "c"])),
+    foreground=st.floats(0.1, 0.98),
+    kinds=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_slabs_leave_no_trace(
-    shape: list[int], slab: int, minimum: int, keep: set[str], foreground: float, seed: int
+    shape: list[int], slab: int, minimum: int, keep: set[str], fill: set[str], foreground: float, kinds: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    labels = rng.integers(1, 4, shape, dtype=np.uint8) * (rng.random(shape) < foreground)
+    labels = rng.integers(1, 1 + kinds, shape, dtype=np.uint8) * (rng.random(shape) < foreground)
     labels = np.flip(labels, axis=int(rng.integers(len(shape)))).transpose(rng.permutation(len(shape)))
-    asked = Postprocess(keep_largest=sorted(keep), minimum_voxels=minimum)
+    asked = Postprocess(keep_largest=sorted(keep), fill_holes=sorted(fill), minimum_voxels=minimum)
     with patch.object(postprocess, "_SLAB_VOXELS", slab):
         found = postprocess_labels(labels, asked, LABELS)
     np.testing.assert_array_equal(found, of_the_whole(labels, asked))
@@ -97,13 +115,51 @@ def test_nothing_is_copied_when_nothing_is_asked_for() -> None:
     np.testing.assert_array_equal(postprocess_labels(labels, Postprocess(), LABELS, out=other), labels)
 
 
+@pytest.mark.parametrize("shape", [(12, 13), (7, 8, 9)])
+@pytest.mark.parametrize("seed", range(5))
+def test_holes_of_a_single_label_are_those_of_scipy(shape: tuple[int, ...], seed: int) -> None:
+    labels = (np.random.default_rng(seed).random(shape) < (0.6 if len(shape) == 2 else 0.8)).astype(np.uint8)
+    with patch.object(postprocess, "_SLAB_VOXELS", 50):
+        found = postprocess_labels(labels, Postprocess(fill_holes=["a"]), LABELS)
+    np.testing.assert_array_equal(found, ndimage.binary_fill_holes(labels))
+    assert (found != labels).any()
+
+
+def test_a_hole_between_two_labels_and_one_that_holds_another_label_stay() -> None:
+    labels = np.zeros((9, 9), dtype=np.uint8)
+    labels[1:8, 1:8] = 1
+    labels[2, 2] = 0  # a hole of a
+    labels[4:7, 4:7] = 0  # around b: not surrounded by a alone
+    labels[5, 5] = 2
+    filled = postprocess_labels(labels, Postprocess(fill_holes=["a", "b"]), LABELS)
+    labels[2, 2] = 1
+    np.testing.assert_array_equal(filled, labels)
+
+
+def test_a_picture_in_a_volume_is_filled_as_a_picture_and_a_tunnel_is_no_hole() -> None:
+    ring = np.ones((5, 5), dtype=np.uint8)
+    ring[2, 2] = 0
+    asked = Postprocess(fill_holes=["a"])
+    assert postprocess_labels(ring[..., None], asked, LABELS).all()
+    tunnel = np.stack([ring, ring], axis=-1)
+    np.testing.assert_array_equal(postprocess_labels(tunnel, asked, LABELS), tunnel)
+
+
+def test_what_is_removed_from_a_hole_is_filled() -> None:
+    labels = np.ones((7, 7), dtype=np.uint8)
+    labels[2:5, 2:5] = 0
+    labels[3, 3] = 2
+    assert (postprocess_labels(labels, Postprocess(fill_holes=["a"], minimum_voxels=2), LABELS) == 1).all()
+
+
 def test_an_unknown_label_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no label is called 'd'"):
-        postprocess_labels(np.ones((3, 4), dtype=np.uint8), Postprocess(keep_largest=["d"]), LABELS)
+    for asked in (Postprocess(keep_largest=["d"]), Postprocess(fill_holes=["d"])):
+        with pytest.raises(ConfigError, match="no label is called 'd'"):
+            postprocess_labels(np.ones((3, 4), dtype=np.uint8), asked, LABELS)
 
 
 def test_a_longer_mask_takes_no_more_memory() -> None:
-    asked = Postprocess(keep_largest=["a"], minimum_voxels=20)
+    asked = Postprocess(keep_largest=["a"], minimum_voxels=20, fill_holes=["a"])
     peaks = []
     for length in (24, 192):
         labels = np.zeros((128, 128, length), dtype=np.uint8, order="F")
