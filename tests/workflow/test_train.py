@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from unet_med.bundle import load_bundle
 from unet_med.config import load_config
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UsageError
 from unet_med.io.source import IntakeOptions
+from unet_med.manifest import Finding, Manifest
 from unet_med.training.trainer import Trainer
+from unet_med.workflows import train as train_module
 from unet_med.workflows.manifest import make_manifest
 from unet_med.workflows.run import run
 from unet_med.workflows.train import train
@@ -247,3 +250,35 @@ def test_the_whole_way_is_for_one_process(place: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="only training is done by several processes"):
         run(place / "toy.yaml", place / "data", place / "OUT")
+
+
+def test_the_label_doctor_looks_before_training_and_not_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [Finding("toy_01", "warning", "the label is odd", "look at it", "odd")]
+    looks: list[int] = []
+
+    def quick(manifest: Manifest, progress: Any) -> list[Finding]:
+        looks.append(len(manifest.training))
+        return told
+
+    monkeypatch.setattr(train_module, "quick_findings", quick)
+    assert any("the label is odd" in line for line in go(place).lines)
+    assert looks == [6]
+    go(place, resume=True)
+    assert looks == [6]
+    told[:] = [replace(told[0], severity="error")]
+    with pytest.raises(InputRefusedError, match=r"the label is odd \(toy_01\): look at it"):
+        go(place, "OTHER")
+    assert not (place / "OTHER").exists()
+
+
+def test_a_set_that_holds_one_image_in_two_folds_is_not_trained_on(place: Path) -> None:
+    for kind in ("imagesTr", "labelsTr"):
+        shutil.copy(place / "data" / kind / "toy_00.nii.gz", place / "data" / kind / "twin.nii.gz")
+    make_manifest(place / "data", place / "M.json", folds=3, intake=IntakeOptions())
+    manifest = json.loads((place / "M.json").read_text(encoding="utf-8"))
+    for case in manifest["training"]:
+        case["fold"] = int("twin" in str(case["image"]))
+        case["group"] = str(case["image"])
+    (place / "M.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(InputRefusedError):
+        go(place)

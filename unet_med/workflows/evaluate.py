@@ -6,16 +6,18 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from unet_med.bundle import BundleInfo, load_bundle, read_bundle_info
+from unet_med.bundle import BundleInfo, load_bundles, read_bundle_info
 from unet_med.errors import InputRefusedError, ModelError, NothingUsableError, UsageError
 from unet_med.inference.process import Worker
 from unet_med.inference.worker import Setup
 from unet_med.io.atomic import write_json
 from unet_med.manifest import Manifest, ManifestCase, load_manifest, verified
 from unet_med.metrics import summarise
+from unet_med.training.postprocessing import MaskPairs
 from unet_med.workflows.casefolder import CaseFolder, refused_entry, starved, write_table
 from unet_med.workflows.journal import open_job
 from unet_med.workflows.outcome import DONE, MACHINE, SOME_REFUSED, Outcome
@@ -48,7 +50,8 @@ def evaluate(
     Args:
         model: Bundle folder, run folder, or an MLflow address.
         data: Manifest.
-        fold: Which fold; left out: the one that the model held out.
+        fold: Which fold; left out: the one that the model held out. Of an ensemble, the member that held it out is
+            scored alone.
         split: ``test``: the test cases instead of a fold.
         out: Receives ``metrics.json``, ``cases.csv``, ``masks/``, ``previews/`` and ``report.json``.
         allow_training_cases: Score cases that the model was trained on, too; such scores say little.
@@ -70,6 +73,9 @@ def evaluate(
     if not cases:
         raise NothingUsableError(f"{what} has no labelled case", "M.json", "choose another --fold, or label some cases")
     seen = _seen(info, cases)
+    member = _unseeing(info, cases) if seen and not allow_training_cases else None
+    if member is not None:
+        info, seen, what = member, [], f"{what} by the member of the ensemble that held it out"
     if seen and not allow_training_cases:
         raise UsageError(
             f"the model was trained on {len(seen)} of the {len(cases)} cases of {what}",
@@ -110,14 +116,16 @@ def score_cases(
     cases: Sequence[ManifestCase],
     device: str = "auto",
     progress: Progress | None = None,
+    kept: MaskPairs | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Predicts and scores cases in this process; nothing is written.
+    """Predicts and scores cases in this process; nothing is written but the masks, where that is asked for.
 
     Args:
         models: Bundle folders; logits are averaged.
         cases: Labelled cases of a manifest.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         progress: Wraps the cases to show how far it is.
+        kept: Receives masks and true labels.
 
     Returns:
         What :func:`unet_med.metrics.summarise` takes, and the refused cases with their reasons.
@@ -125,12 +133,12 @@ def score_cases(
     from unet_med.inference.casework import score_case
     from unet_med.inference.predictor import Predictor
 
-    predictor = Predictor([load_bundle(folder) for folder in models], device)
+    predictor = Predictor([bundle for folder in models for bundle in load_bundles(folder)], device)
     scored: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     for case in progress(cases, "scoring") if progress else cases:
         try:
-            labels, _ = score_case(predictor, case)
+            labels, _ = score_case(predictor, case, None if kept is None else partial(kept.keep, case.id))
         except (InputRefusedError, ModelError) as error:
             refused.append({"id": case.id, "reason": error.what})
             continue
@@ -165,15 +173,20 @@ def _lines(metrics: Mapping[str, Any], troubled: Sequence[Mapping[str, Any]], ou
     lines = [f"{metrics['evaluated']}: {metrics['n_cases']} cases in {metrics['wall_seconds']:.1f} s"]
     if metrics["trained_on"]:
         lines.append(f"WARNING: the model was trained on {metrics['trained_on']} of these cases")
-    lines.append(f"{'':>16} {'Dice':>7} {'IoU':>7} {'HD95 mm':>8} {'NSD':>7} {'empty':>6}")
-    rows = {**metrics["per_label"], "mean": metrics["mean"]}
-    for name, row in rows.items():
-        numbers = [_number(row.get(key)) for key in ("dice", "iou", "hd95_mm", "nsd")]
-        lines.append(
-            f"{name:>16} {numbers[0]:>7} {numbers[1]:>7} {numbers[2]:>8} {numbers[3]:>7} {row.get('n_empty', ''):>6}"
-        )
+    lines += score_table(metrics)
     lines += [f"{entry['status']}: {entry['id']}: {entry['reason']}" for entry in troubled[:_SHOWN]]
     lines.append(f"{METRICS}, {TABLE}, {MASKS}/ and previews/: {out}")
+    return lines
+
+
+def score_table(metrics: Mapping[str, Any]) -> list[str]:
+    """Returns the means of ``metrics.json`` as lines: a label in each, the mean of the labels last."""
+    rows = {**metrics["per_label"], "mean": metrics["mean"]}
+    width = max(16, *map(len, rows))
+    lines = [f"{'':>{width}} {'Dice':>7} {'IoU':>7} {'HD95 mm':>8} {'NSD':>7} {'empty':>6}"]
+    for name, row in rows.items():
+        dice, iou, hd95, nsd = (_number(row.get(key)) for key in ("dice", "iou", "hd95_mm", "nsd"))
+        lines.append(f"{name:>{width}} {dice:>7} {iou:>7} {hd95:>8} {nsd:>7} {row.get('n_empty', ''):>6}")
     return lines
 
 
@@ -191,9 +204,12 @@ def _choose(
     folds = sorted({case.fold for case in manifest.training if case.fold is not None})
     number = _own_fold(info) if fold is None else fold
     if number is None:
-        raise UsageError(
-            "the model held out no fold", "--fold", "give --fold N of a manifest it was not trained on, or --split test"
+        remedy = (
+            "metrics.json of its run has its scores out of fold; give --fold N for one of its members, or --split test"
+            if info.members
+            else "give --fold N of a manifest it was not trained on, or --split test"
         )
+        raise UsageError("the model held out no fold", "--fold", remedy)
     if number not in folds:
         raise UsageError(f"the manifest has no fold {number}", "--fold", f"use one of {folds}, or --split test")
     return tuple(case for case in manifest.training if case.fold == number), f"fold {number}"
@@ -204,6 +220,11 @@ def _own_fold(info: BundleInfo) -> int | None:
     fold = (info.meta.get("training") or {}).get("fold")
     found = re.search(r"(\d+)$", str(fold))
     return int(found[1]) if found else None
+
+
+def _unseeing(info: BundleInfo, cases: Sequence[ManifestCase]) -> BundleInfo | None:
+    """Returns the member of an ensemble that was trained on none of the cases."""
+    return next((member for member in info.members if not _seen(member, cases)), None)
 
 
 def _seen(info: BundleInfo, cases: Sequence[ManifestCase]) -> list[ManifestCase]:

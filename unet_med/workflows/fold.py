@@ -6,35 +6,38 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
 from unet_med import __version__
-from unet_med.bundle import labels_of, load_bundle, save_bundle
-from unet_med.config import PipelineConfig, Tracking, parse_config
+from unet_med.bundle import Bundle, labels_of, load_bundle, save_bundle
+from unet_med.config import PipelineConfig, parse_config
 from unet_med.data import CachedCase, PreparedCases, prepare_cases
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError
 from unet_med.identity import case_tag
 from unet_med.inference.device import precision_name
+from unet_med.inference.predictor import is_out_of_memory
+from unet_med.inference.quality import assessment, outliers
 from unet_med.io.atomic import whole_file, write_json
 from unet_med.labels import LabelMap
 from unet_med.manifest import Manifest, ManifestCase, verified
 from unet_med.metrics import summarise
-from unet_med.overlays import outline_preview
 from unet_med.planning import Plan, make_plan
 from unet_med.training.distributed import Team
 from unet_med.training.emptiness import learn_emptiness, proven_emptiness
+from unet_med.training.fine_tuning import cases_of, initial_weights, origin, seen_before, with_kept_reasons
 from unet_med.training.loop import FitResult, fit
-from unet_med.training.tracking import NullTracker, Tracker, open_tracker, review_lines
+from unet_med.training.postprocessing import MaskPairs
+from unet_med.training.tracking import NullTracker, Tracker, review_lines
 from unet_med.training.trainer import Trainer, pieces_of_batch
 from unet_med.workflows.evaluate import score_cases
 from unet_med.workflows.progress import track
+from unet_med.workflows.record import Recorder, case_rows, describe_run, ending, final_metrics, open_run, shareable
 
 logger = logging.getLogger(__name__)
 
@@ -69,15 +72,29 @@ class FoldOutcome:
 
 @dataclass(frozen=True)
 class Session:
-    """What all folds of one command share."""
+    """What all folds of one command share.
+
+    Attributes:
+        out: Receives the cache and the journal.
+        journal: What is known of earlier starts.
+        device: Where to compute.
+        memory_gb: Memory that the plan may use.
+        started: When the fold began, on the monotonic clock.
+        parent_run: Id of the run above the folds; ``None``: there is none.
+        team: The processes that train together.
+        start: The model that training starts from; ``None``: fresh weights.
+        masks: Where the masks of held-out cases are kept; only where folds become the members of an ensemble.
+    """
 
     out: Path
     journal: dict[str, Any]
     device: torch.device
     memory_gb: float | None
     started: float
-    parent: Tracker | None
+    parent_run: str | None = None
     team: Team = field(default_factory=Team)
+    start: Bundle | None = None
+    masks: Path | None = None
 
 
 def train_fold(
@@ -112,7 +129,7 @@ def train_fold(
     tracker: Tracker = NullTracker()
     if team.leads:
         _write_plan(folder, plan)
-        tracker = open_run(plan.config, f"{config.name}-{cases.name}", session.journal, cases.name, session.parent)
+        tracker = open_run(plan.config, f"{config.name}-{cases.name}", session.journal, cases.name, session.parent_run)
         write_json(session.out / JOURNAL, session.journal, JOURNAL)
     try:
         outcome = _fit_and_score(
@@ -120,7 +137,7 @@ def train_fold(
         )
     except BaseException as error:
         tracker.finish(ending(error))
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise MachineError(
                 "out of memory while training",
                 f"batch of {plan.config.sampling.batch_size}, patch {plan.config.sampling.patch_voxels}",
@@ -145,6 +162,8 @@ def _agreed(
         usable, refused = _unchanged(cases.training)
         held_out, changed = _unchanged(cases.held_out)
         plan, unreadable = _plan(config, manifest, usable, session)
+        if session.start is not None:
+            plan = replace(plan, reasons=with_kept_reasons(plan.reasons))
         bad = {case_id for case_id, _ in unreadable}
         refused = (*refused, *unreadable, *changed)
         told = {
@@ -214,14 +233,17 @@ def _fit_and_score(
     session: Session,
 ) -> FoldOutcome:
     config = shareable(plan.config)
-    channels = len(config.channels)
-    team = session.team
-    trainer = Trainer(config, labels, channels, session.device, team)
+    team, start = session.team, session.start
+    initial: dict[str, torch.Tensor] | None = None
+    changes: list[str] = []
+    if start is not None:
+        initial, changes = initial_weights(start, config, labels)
+    trainer = Trainer(config, labels, len(config.channels), session.device, team, initial)
     counts = {"training_cases": len(training.cases), "held_out_cases": len(validation.cases)}
     machine = {"device": session.device.type, "precision": precision_name(trainer.precision)}
     describe_run(tracker, config, manifest, cases.name, counts, plan.reasons, machine)
     drawn = (validation.cases or training.cases)[: config.training.overlay_cases]
-    recorder = _Recorder(tracker, drawn, labels, draws_validation=bool(validation.cases), trainer=trainer)
+    recorder = Recorder(tracker, drawn, labels, draws_validation=bool(validation.cases), trainer=trainer)
     if team.leads:
         recorder.draw_truth()
     budget = config.training.max_minutes
@@ -238,14 +260,15 @@ def _fit_and_score(
     )
     used = {case.id for case in training.cases}
     learnt_from = [case for case in cases.training if case.id in used]
-    meta = _meta(plan, manifest, cases, learnt_from, result, session.device)
+    meta = _meta(plan, manifest, cases, learnt_from, result, session)
     if team.leads:
         save_bundle(folder / "model", config, result.last, meta)
-    scored, unscored = _scored(folder / "model", held_out, session.device, team)
+    scored, unscored = _scored(folder / "model", held_out, session)
     if not team.leads:
         return FoldOutcome({}, [], 0, [])
     metrics = summarise(scored) | {"refused": unscored}
     meta["results"] = {"held_out": {k: v for k, v in metrics.items() if k != "cases"}}
+    meta |= _knowledge(scored, training.cases, learnt_from)
     learnt = learn_emptiness(training.cases, config)
     prepared = (*validation.cases, *training.cases)
     readers = {case.id: case.case.read for case in (*held_out, *learnt_from)}
@@ -261,69 +284,40 @@ def _fit_and_score(
         save_skipping("model_best", result.best, {**meta, "validation_dice": result.best_dice})
     write_json(folder / "metrics.json", metrics, "metrics.json")
     if metrics.get("cases"):
-        tracker.cases(_case_rows(metrics))
-        tracker.epoch(len(result.history) + 1, _final_metrics(metrics))
-    version = tracker.bundle(
-        folder / "model", config.name if config.tracking.register_model else None, _final_metrics(metrics)
-    )
+        tracker.cases(case_rows(metrics))
+        tracker.epoch(len(result.history) + 1, final_metrics(metrics))
+    registers = config.tracking.register_model and session.masks is None  # of a cross-validation, the ensemble is
+    version = tracker.bundle(folder / "model", config.name if registers else None, final_metrics(metrics))
+    notes = [*changes, *(() if start is None else seen_before(start, held_out))]
     lines = _fold_lines(cases, len(learnt_from), result, metrics, trainer, sha256, folder, version)
-    return FoldOutcome(metrics, scored, 0, lines)
+    return FoldOutcome(metrics, scored, 0, [*notes, *lines])
+
+
+def _knowledge(
+    scored: Sequence[Mapping[str, Any]], training: Sequence[CachedCase], learnt_from: Sequence[ManifestCase]
+) -> dict[str, Any]:
+    """What a bundle knows of its own failures: how good held-out masks were, and what images of training are like."""
+    grids = {case.id: case.case.geometry for case in learnt_from}
+    return {
+        assessment.META_KEY: assessment.quality_meta(scored),
+        outliers.META_KEY: outliers.typical_meta((grids[case.id], case.image()) for case in training),
+    }
 
 
 def _scored(
-    model: Path, held_out: Sequence[ManifestCase], device: torch.device, team: Team
+    model: Path, held_out: Sequence[ManifestCase], session: Session
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Scores the held-out cases, dealt out to the processes; returns them all, and the refused ones."""
+    team = session.team
     team.gather("saved")
     mine = team.deal(held_out)
-    own = score_cases([model], mine, str(device), _progress(team)) if mine else ([], [])
+    kept = None if session.masks is None else MaskPairs(session.masks)
+    own = score_cases([model], mine, str(session.device), _progress(team), kept) if mine else ([], [])
     order = {case.id: number for number, case in enumerate(held_out)}
     scored, refused = (
         sorted(chain(*part), key=lambda entry: order[entry["id"]]) for part in zip(*team.gather(own), strict=True)
     )
     return scored, refused
-
-
-class _Recorder:
-    """Takes each epoch to the tracker, with outlines of the same cases every time."""
-
-    def __init__(
-        self,
-        tracker: Tracker,
-        drawn: Sequence[CachedCase],
-        labels: LabelMap,
-        *,
-        draws_validation: bool,
-        trainer: Trainer,
-    ) -> None:
-        self._tracker = tracker
-        self._drawn = drawn
-        self._labels = labels
-        self._draws_validation = draws_validation
-        self._trainer = trainer
-
-    def draw_truth(self) -> None:
-        """Step 0 of each series of pictures: what it should become."""
-        for number, case in enumerate(self._drawn):
-            self._draw(number, case, np.zeros(case.shape, dtype=np.uint8), 0)
-
-    def __call__(self, epoch: int, metrics: Mapping[str, float], masks: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        self._tracker.epoch(epoch, metrics)
-        validated = any(name.startswith("val/") for name in metrics)
-        due = validated if self._draws_validation else epoch % 10 == 0
-        if not due:
-            return
-        for number, case in enumerate(self._drawn):
-            mask = masks.get(case.id)
-            if mask is None:
-                with self._trainer.evaluating() as network:
-                    mask = self._trainer.predict(network, case)
-            self._draw(number, case, mask, epoch)
-
-    def _draw(self, number: int, case: CachedCase, mask: np.ndarray[Any, Any], step: int) -> None:
-        image, truth = np.asarray(case.image()[0]), np.asarray(case.label())
-        picture = outline_preview(image, mask, case.spacing_mm, self._labels, truth=truth)
-        self._tracker.overlay(f"overlay/{number}_{case_tag(case.id)}", picture, step)
 
 
 def _meta(
@@ -332,15 +326,17 @@ def _meta(
     cases: FoldCases,
     learnt_from: Sequence[ManifestCase],
     result: FitResult,
-    device: torch.device,
+    session: Session,
 ) -> dict[str, Any]:
+    start = session.start
+    known = () if start is None else cases_of(start)
     return {
         "tool_version": __version__,
         "torch_version": torch.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device.type,
+        "device": session.device.type,
         "training": {
-            "case_sha256": [case.sha256["image"] for case in learnt_from],
+            "case_sha256": list(dict.fromkeys([*(case.sha256["image"] for case in learnt_from), *known])),
             "data_digest": manifest.digest,
             "modality": manifest.modality,
             "n_cases": len(learnt_from),
@@ -352,6 +348,7 @@ def _meta(
             "seed": plan.config.seed,
             "best_validation_dice": result.best_dice,
             "notes": result.notes,
+            **({} if start is None else {"started_from": origin(start)}),
         },
         "fingerprint": plan.fingerprint,
         "reasons": plan.reasons,
@@ -364,38 +361,6 @@ def _write_plan(folder: Path, plan: Plan) -> None:
     with whole_file(folder / "pipeline.yaml", "pipeline.yaml") as part:
         part.write_text(plan.config.to_yaml(), encoding="utf-8")
     write_json(folder / "plan.json", {"reasons": plan.reasons, "fingerprint": plan.fingerprint}, "plan.json")
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _case_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for case in metrics["cases"]:
-        row: dict[str, Any] = {"case": case_tag(case["id"])}
-        for kind, values in case.items():
-            if isinstance(values, Mapping):
-                row |= {f"{kind}/{label}": value for label, value in values.items()}
-        rows.append(row)
-    return rows
-
-
-def _final_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    final = {f"final/{k}/mean": v for k, v in metrics["mean"].items() if v is not None}
-    for label, values in metrics["per_label"].items():
-        final |= {
-            f"final/{k}/{label}": v
-            for k, v in values.items()
-            if k in ("dice", "iou", "hd95_mm", "nsd") and v is not None
-        }
-    return final
 
 
 def _fold_lines(
@@ -433,60 +398,3 @@ def _unchanged(
     for case, error in changed:
         logger.warning("%s is left out: %s", case_tag(case.id), error.what)
     return usable, tuple((case.id, error) for case, error in changed)
-
-
-def describe_run(
-    tracker: Tracker,
-    config: PipelineConfig,
-    manifest: Manifest,
-    fold: str,
-    counts: Mapping[str, int],
-    reasons: Mapping[str, str],
-    machine: Mapping[str, str],
-) -> None:
-    """Tells the tracker what is trained, on what, and why so."""
-    tracker.start(
-        config.to_yaml(),
-        _flat(config.model_dump(mode="json")),
-        reasons,
-        {"digest": manifest.digest, **counts},
-        {
-            "task": config.task,
-            "dims": str(config.dims),
-            "fold": fold,
-            "seed": str(config.seed),
-            "data_digest": manifest.digest,
-            "tool_version": __version__,
-            **machine,
-        },
-    )
-
-
-def ending(error: BaseException) -> Literal["FAILED", "KILLED"]:
-    """How a run ended that raised: by a fault, or because it was asked to stop."""
-    return "FAILED" if isinstance(error, Exception) else "KILLED"
-
-
-def shareable(config: PipelineConfig) -> PipelineConfig:
-    """Returns the pipeline without the address of the user's store, which may hold a path or a password."""
-    return config.replacing({"tracking.store": Tracking().store})
-
-
-def open_run(config: PipelineConfig, name: str, journal: dict[str, Any], key: str, parent: Tracker | None) -> Tracker:
-    """Opens the tracker of a fold (or of the run above the folds), the same one again after an interruption."""
-    tracker = open_tracker(
-        config.tracking,
-        config.tracking.experiment or config.name,
-        name,
-        journal["mlflow_runs"].get(key),
-        parent.run_id if parent is not None else None,
-    )
-    journal["mlflow_runs"][key] = tracker.run_id
-    return tracker
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unet_med.bundle import BundleInfo, read_bundle_info
+from unet_med.inference.quality.assessment import quality_lines
 from unet_med.workflows.outcome import Outcome
 
 _PLAN = (
@@ -43,7 +44,10 @@ def info(model: str) -> Outcome:
         "plan": bundle.config.model_dump(mode="json"),
         "reasons": _section(bundle, "reasons"),
         "results": _section(bundle, "results"),
+        "members": [_member(member) for member in bundle.members],
+        "postprocessing": _section(bundle, "postprocessing") or None,
         "empty_windows": _section(bundle, "empty_windows") or None,
+        "knows": quality_lines(bundle.meta),
         "limits": limits,
     }
     return Outcome(result, _lines(bundle, result))
@@ -51,7 +55,7 @@ def info(model: str) -> Outcome:
 
 def _lines(bundle: BundleInfo, result: Mapping[str, Any]) -> list[str]:
     lines = [
-        f"model     {result['name']}, {result['dims']}-D U-Net, sha256 {bundle.sha256[:16]}",
+        f"model     {result['name']}, {_kind(bundle)}, sha256 {bundle.sha256[:16]}",
         f"made      {result['created'] or 'unknown'} by unet-med {result['tool_version'] or '?'}, "
         f"torch {result['torch_version'] or '?'}",
         f"labels    {', '.join(f'{index} {name}' for name, index in result['labels'].items())}",
@@ -59,15 +63,47 @@ def _lines(bundle: BundleInfo, result: Mapping[str, Any]) -> list[str]:
     ]
     if result["regions"]:
         lines.append(f"regions   {', '.join(f'{name} = {members}' for name, members in result['regions'].items())}")
+    if bundle.members:
+        lines += [
+            "",
+            f"ensemble of {len(bundle.members)}: their logits are averaged",
+            *map(_member_line, result["members"]),
+        ]
     lines += ["", "training data"] + [
         f"  {_words(key)}: {_short(value)}" for key, value in result["training"].items() if value not in (None, "", [])
     ]
     lines += ["", "plan", *_plan_lines(result)]
+    if result["postprocessing"]:
+        lines += [f"  {key}: {reason}" for key, reason in result["postprocessing"].get("reasons", {}).items()]
     if result["empty_windows"]:
         lines.append(f"  empty windows: {result['empty_windows'].get('reason')}")
     lines += ["", "results"] + (_result_lines(result["results"]) or ["  none recorded"])
+    lines += ["", "knowing when it fails"]
+    lines += [f"  {line}" for line in result["knows"]] or ["  nothing was learnt of it"]
     lines += ["", "limits"] + [f"  {text}" for text in result["limits"]]
     return lines
+
+
+def _kind(bundle: BundleInfo) -> str:
+    name = "U-Net" if bundle.config.network.kind == "unet" else f"{bundle.config.network.kind} network"
+    return f"{bundle.config.dims}-D {name}"
+
+
+def _member(info: BundleInfo) -> dict[str, Any]:
+    results = _section(info, "results").get("held_out") or {}
+    training = _section(info, "training")
+    return {
+        "name": info.folder.name,
+        "sha256": info.sha256,
+        "n_cases": training.get("n_cases"),
+        "held_out": training.get("held_out"),
+        "dice": (results.get("mean") or {}).get("dice"),
+    }
+
+
+def _member_line(member: Mapping[str, Any]) -> str:
+    cases, held_out, dice = (_short(member[key]) for key in ("n_cases", "held_out", "dice"))
+    return f"  {member['name']}: {cases} cases, held out {held_out}, Dice {dice}"
 
 
 def _plan_lines(result: Mapping[str, Any]) -> list[str]:

@@ -8,32 +8,32 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from unet_med.bundle import Bundle, load_bundle
 from unet_med.config import PipelineConfig, load_config
+from unet_med.doctoring import quick_findings
 from unet_med.errors import UsageError
 from unet_med.inference.device import choose_device
 from unet_med.io.atomic import write_json
 from unet_med.manifest import Manifest, load_manifest
-from unet_med.metrics import summarise
-from unet_med.training.distributed import open_team, own_device
-from unet_med.training.tracking import Tracker
-from unet_med.workflows.fold import (
-    JOURNAL,
-    FoldCases,
-    FoldOutcome,
-    Session,
-    describe_run,
-    ending,
-    open_run,
-    shareable,
-    train_fold,
-)
+from unet_med.training.distributed import Team, open_team, own_device
+from unet_med.training.fine_tuning import started_from
+from unet_med.training.tracking import NullTracker, Tracker, review_lines
+from unet_med.workflows.cards import cards_for, train_on_cards
+from unet_med.workflows.cross_validation import MASKS, combine_folds
+from unet_med.workflows.fold import JOURNAL, FoldCases, FoldOutcome, Session, train_fold
 from unet_med.workflows.outcome import SOME_REFUSED, Outcome
+from unet_med.workflows.progress import track
+from unet_med.workflows.record import describe_run, ending, open_run, shareable
 
 logger = logging.getLogger(__name__)
+
+_SHOWN = 10
+_LEFT_OUT = ("constant", "image_not_finite", "refused")
+"""Faults of single cases, which training leaves out one by one."""
 
 
 def train(
@@ -47,13 +47,17 @@ def train(
     overrides: Sequence[str] = (),
     overwrite: bool = False,
     memory_gb: float | None = None,
+    start_from: str | None = None,
 ) -> Outcome:
     """Trains one fold, all folds, or on all cases; the processes that ``torchrun`` started do it together.
+
+    Where the machine has several cards, and one process was started, each trains a fold of its own.
 
     Args:
         pipeline: Pipeline YAML.
         data: Manifest.
-        out: Run folder: ``model/`` (the bundle), ``model_best/``, ``checkpoint/``, ``metrics.json``, ``plan.json``.
+        out: Run folder: ``model/`` (the bundle; after a cross-validation the ensemble of the folds), ``model_best/``,
+            ``checkpoint/``, ``metrics.json``, ``plan.json``; of a cross-validation, the folds lie in ``fold_N/``.
         fold: Number of the fold to hold out, ``cv`` for each in turn, ``all`` to hold out none; default fold 0.
         max_minutes: Wall-clock budget of a fold; replaces the number of epochs.
         resume: Go on where an interrupted run stopped.
@@ -61,9 +65,11 @@ def train(
         overrides: ``a.b=c`` changes of the pipeline.
         overwrite: Replace what an earlier run left in ``out``.
         memory_gb: Memory that the plan may use.
+        start_from: A model to begin with, as for ``predict``; its grid, normalisation and network are kept.
 
     Raises:
         UsageError: for a fold that does not exist, or a folder that holds another run.
+        ModelError: if there is no model to start from, or it does not fit.
         MachineError: if another process of this training ended.
     """
     started = time.monotonic()
@@ -73,66 +79,100 @@ def train(
         config = config.replacing({"training.max_minutes": max_minutes})
     manifest = load_manifest(data)
     manifest.require_clean()
+    start = None if start_from is None else load_bundle(start_from)
+    if start is not None:
+        config = started_from(config, manifest, start)
     folds = _folds(manifest, fold)
     with open_team(processor) as team:
-        journal = team.share(_open_run(out, _job(config, manifest, folds), resume, overwrite) if team.leads else {})
+        told = _examined(manifest) if team.leads and (overwrite or not (out / JOURNAL).exists()) else []
+        job = _job(config, manifest, folds, start)
+        journal = team.share(_open_run(out, job, resume, overwrite) if team.leads else {})
         if journal.get("finished"):
             lines = ["this run is finished already", *journal["lines"]]
             return Outcome(journal["result"], lines if team.leads else [])
-        single = len(folds) == 1
-        parent = None if single or not team.leads else _open_parent(config, manifest, journal, processor.type)
-        outcomes: dict[str, FoldOutcome] = {}
+        crosses = len(folds) > 1
+        parent: Tracker = NullTracker()
+        if crosses and team.leads:
+            parent = _open_parent(config, manifest, journal, processor.type)
+        session = Session(
+            out, journal, processor, memory_gb, started, parent.run_id, team, start, out / MASKS if crosses else None
+        )
         try:
-            for cases in folds:
-                if cases.name not in journal["folds"]:
-                    folder = out if single else out / cases.name
-                    session = Session(out, journal, processor, memory_gb, started, parent, team)
-                    outcome = train_fold(config, manifest, cases, folder, session)
-                    journal["folds"][cases.name] = team.share(asdict(outcome))
-                    if team.leads:
-                        write_json(out / JOURNAL, journal, JOURNAL)
-                outcomes[cases.name] = FoldOutcome(**journal["folds"][cases.name])
-                started = time.monotonic()
+            outcomes = _train_folds(config, manifest, folds, session, start_from)
+            result, lines = _finish(config, out, outcomes, parent, team)
         except BaseException as error:
-            if parent is not None:
-                parent.finish(ending(error))
+            parent.finish(ending(error))
             raise
-        return _finish(out, journal, outcomes, parent, team.leads)
+        parent.finish("FINISHED")
+        if team.leads:
+            lines = [*told, *(line for outcome in outcomes.values() for line in outcome.lines), *lines]
+            journal |= {"finished": True, "result": result, "lines": lines}
+            write_json(out / JOURNAL, journal, JOURNAL)
+            shutil.rmtree(out / "cache", ignore_errors=True)
+        refused = any(outcome.refused for outcome in outcomes.values())
+        return Outcome(result, lines if team.leads else [], SOME_REFUSED if refused else 0)
+
+
+def _examined(manifest: Manifest) -> list[str]:
+    """Looks at the data set for some seconds; an error stops the training, warnings are returned as lines."""
+    findings = [found for found in quick_findings(manifest, track) if found.kind not in _LEFT_OUT]
+    replace(manifest, findings=tuple(findings)).require_clean()
+    more = len(findings) - _SHOWN
+    return [*map(str, findings[:_SHOWN]), *([f"{more} more findings: see `unet-med check`"] if more > 0 else [])]
+
+
+def _train_folds(
+    config: PipelineConfig,
+    manifest: Manifest,
+    folds: Sequence[FoldCases],
+    session: Session,
+    start_from: str | None,
+) -> dict[str, FoldOutcome]:
+    """Trains the folds that are not finished; each is noted in the journal when it is."""
+    journal, team = session.journal, session.team
+
+    def note(name: str, outcome: dict[str, Any]) -> None:
+        journal["folds"][name] = outcome
+        if team.leads:
+            write_json(session.out / JOURNAL, journal, JOURNAL)
+
+    left = [cases for cases in folds if cases.name not in journal["folds"]]
+    cards = 1 if team.world > 1 else cards_for(session.device, len(left))
+    if cards > 1:
+        for name, outcome in train_on_cards(config, manifest, left, session, start_from, cards):
+            note(name, outcome)
+        left = []
+    for cases in left:
+        folder = session.out if len(folds) == 1 else session.out / cases.name
+        done = train_fold(config, manifest, cases, folder, session)
+        note(cases.name, team.share(asdict(done)))
+        session = replace(session, started=time.monotonic())
+    return {cases.name: FoldOutcome(**journal["folds"][cases.name]) for cases in folds}
 
 
 def _finish(
-    out: Path, journal: dict[str, Any], outcomes: Mapping[str, FoldOutcome], parent: Tracker | None, leads: bool
-) -> Outcome:
-    """Sums up the folds; one process writes and speaks."""
-    result, lines = _summary(outcomes, out)
-    if parent is not None:
-        parent.epoch(1, {f"cv/{k}": v for k, v in result["mean"].items() if isinstance(v, float)})
-        parent.finish("FINISHED")
-    if leads:
+    config: PipelineConfig, out: Path, outcomes: Mapping[str, FoldOutcome], parent: Tracker, team: Team
+) -> tuple[dict[str, Any], list[str]]:
+    """Sums up the folds; one process writes and speaks, the others wait for it."""
+    result: dict[str, Any] = {}
+    lines: list[str] = []
+    if len(outcomes) == 1:
+        result = next(iter(outcomes.values())).metrics
+    elif team.leads:
+        result, lines = combine_folds(out, outcomes, parent, config.tracking.register_model)
+        lines += review_lines(config.tracking, parent)
+    if team.leads:
         write_json(out / "metrics.json", result, "metrics.json")
-        journal |= {"finished": True, "result": result, "lines": lines}
-        write_json(out / JOURNAL, journal, JOURNAL)
-        shutil.rmtree(out / "cache", ignore_errors=True)
-    refused = any(outcome.refused for outcome in outcomes.values())
-    return Outcome(result, lines if leads else [], SOME_REFUSED if refused else 0)
+    team.gather("finished")
+    return result, lines
 
 
 def _open_parent(config: PipelineConfig, manifest: Manifest, journal: dict[str, Any], device: str) -> Tracker:
     """The run above the folds of a cross-validation."""
-    parent = open_run(config, config.name + "-cv", journal, "parent", None)
+    parent = open_run(config, config.name + "-cv", journal, "parent")
     counts = {"training_cases": len(manifest.training)}
     describe_run(parent, shareable(config), manifest, "cv", counts, {}, {"device": device})
     return parent
-
-
-def _summary(outcomes: Mapping[str, FoldOutcome], out: Path) -> tuple[dict[str, Any], list[str]]:
-    lines = [line for outcome in outcomes.values() for line in outcome.lines]
-    if len(outcomes) == 1:
-        return next(iter(outcomes.values())).metrics, lines
-    result = summarise([case for outcome in outcomes.values() for case in outcome.scored])
-    result["folds"] = {name: outcome.metrics["mean"] for name, outcome in outcomes.items()}
-    lines.append(f"out of fold, {result['n_cases']} cases: Dice {result['mean']['dice']} ({out / 'metrics.json'})")
-    return result, lines
 
 
 # ---- what is asked for ----------------------------------------------------------------------------------------------
@@ -166,8 +206,10 @@ def _folds(manifest: Manifest, fold: str | None) -> list[FoldCases]:
     return chosen
 
 
-def _job(config: PipelineConfig, manifest: Manifest, folds: Sequence[FoldCases]) -> str:
+def _job(config: PipelineConfig, manifest: Manifest, folds: Sequence[FoldCases], start: Bundle | None) -> str:
     content = [config.model_dump(mode="json"), manifest.digest, [cases.name for cases in folds]]
+    if start is not None:
+        content.append(start.sha256)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -175,7 +217,7 @@ def _open_run(out: Path, job: str, resume: bool, overwrite: bool) -> dict[str, A
     """Claims the run folder and returns its journal."""
     journal = out / JOURNAL
     if overwrite and journal.exists():
-        for name in ("cache", "checkpoint", "model", "model_best"):
+        for name in ("cache", "checkpoint", "model", "model_best", MASKS):
             shutil.rmtree(out / name, ignore_errors=True)
         for folder in out.glob("fold_*"):
             shutil.rmtree(folder, ignore_errors=True)
