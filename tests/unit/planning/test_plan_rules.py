@@ -23,6 +23,7 @@ from unet_med.planning import (
     plan_from_fingerprint,
 )
 from unet_med.planning.memory import DILATIONS, network_elements
+from unet_med.planning.sides import CaseSides
 from unet_med.planning.spacing import target_spacing
 
 CT = ChannelStatistics(99.29, 39.47, -41.0, 176.0)
@@ -243,6 +244,19 @@ def test_labels_of_two_sides_are_never_mirrored() -> None:
     pictures = seen((300, 200), None)
     assert planned(manifest=manifest, found=pictures).config.augment.mirror_axes == (1,)  # columns lie left to right
     assert planned().config.augment.mirror_axes == (0, 1, 2)
+
+
+def test_labels_that_are_measured_to_be_sided_are_never_mirrored() -> None:
+    found = seen()
+    sides = CaseSides((None, (70.0, 5.0, 0.0), (-70.0, 4.0, 2.0)), (0, 100, 90), 300.0, whole=False)
+    measured = replace(found, cases=tuple(replace(case, sides=sides) for case in found.cases))
+    plan = planned(found=measured)
+    assert plan.config.augment.mirror_axes == (1, 2)
+    assert plan.reasons["augment.mirror_axes"] == (
+        "liver and tumour lie on opposite sides of the body in 20 of 20 cases: never mirrored left to right"
+    )
+    free = planned({"augment": {"mirror_axes": [0, 1, 2]}}, measured)
+    assert free.config.augment.mirror_axes == (0, 1, 2)
 
 
 def test_rotation_follows_the_voxels() -> None:
