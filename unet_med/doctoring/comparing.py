@@ -32,7 +32,7 @@ FAR = 6.0
 _SUSPICIOUS = 4.0
 _SEVERAL = 3
 _MAD_TO_SD = 1.4826
-_LOOK = "look at it (`unet-med check M.json --html PAGE.html` shows it)"
+_LOOK = "look at it with `unet-med check M.json --html PAGE.html`"
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def outside(cases: Sequence[_Measured]) -> list[Finding]:
             what = f"{air:.0%} of the label lies on air, in the other cases about {usual.median:.0%}"
         else:
             continue
-        remedy = f"{_LOOK}: it may belong to another image, or lie elsewhere than it was drawn"
+        remedy = f"{_LOOK}; it may belong to another image"
         findings.append(Finding(case.id, "warning", what, remedy, "outside"))
     return findings
 
@@ -238,7 +238,7 @@ def shifted(cases: Sequence[_Measured], ignore: int | None) -> list[Finding]:
         there = sign * contrast
         if there >= 0.9 * size and here <= 0.75 * there and max(map(abs, shift)) >= LEAST_SHIFT_VOXELS:
             move = ", ".join(f"{step:+d}" for step in shift)
-            what = f"the label lies beside what it names: moved by ({move}) voxels it would fit as in the other cases"
+            what = f"the label lies beside what it names: moved by about ({move}) voxels it would fit as in other cases"
             findings.append(Finding(case.id, "warning", what, f"{_LOOK}, and correct its place", "shifted"))
     return findings
 
