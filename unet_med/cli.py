@@ -371,6 +371,7 @@ def train(
         typer.Option("--start-from", metavar="MODEL", help="Begin with the weights of this model and keep its plan."),
     ] = None,
     device: DeviceOption = "auto",
+    memory_gb: PlanMemoryOption = None,
     set_: SetOption = [],
     overwrite: OverwriteOption = False,
 ) -> Outcome:
@@ -388,6 +389,7 @@ def train(
         overrides=set_,
         overwrite=overwrite,
         start_from=start_from,
+        memory_gb=memory_gb,
     )
 
 

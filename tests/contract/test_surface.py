@@ -23,7 +23,7 @@ SURFACE = {
     "check": "data --fix --html --pictures",
     "plan": "pipeline --data --memory-gb --device --explain --set",
     "plan-diff": "plan_a plan_b",
-    "train": "pipeline --data --out --fold --max-minutes --resume --device --set --overwrite",
+    "train": "pipeline --data --out --fold --max-minutes --resume --start-from --device --memory-gb --set --overwrite",
     "evaluate": "model --data --out --fold --split --allow-training-cases --device --overwrite",
     "predict": "model input_ out --also --format --seg-type --labels --deidentify --tta --device --memory-gb --part "
     f"{INTAKE} --overwrite",

@@ -85,7 +85,7 @@ def train(
     folds = _folds(manifest, fold)
     with open_team(processor) as team:
         told = _examined(manifest) if team.leads and (overwrite or not (out / JOURNAL).exists()) else []
-        job = _job(config, manifest, folds, start)
+        job = _job(config, manifest, folds, start, memory_gb)
         journal = team.share(_open_run(out, job, resume, overwrite) if team.leads else {})
         if journal.get("finished"):
             lines = ["this run is finished already", *journal["lines"]]
@@ -206,10 +206,18 @@ def _folds(manifest: Manifest, fold: str | None) -> list[FoldCases]:
     return chosen
 
 
-def _job(config: PipelineConfig, manifest: Manifest, folds: Sequence[FoldCases], start: Bundle | None) -> str:
-    content = [config.model_dump(mode="json"), manifest.digest, [cases.name for cases in folds]]
+def _job(
+    config: PipelineConfig,
+    manifest: Manifest,
+    folds: Sequence[FoldCases],
+    start: Bundle | None,
+    memory_gb: float | None,
+) -> str:
+    content: list[Any] = [config.model_dump(mode="json"), manifest.digest, [cases.name for cases in folds]]
     if start is not None:
         content.append(start.sha256)
+    if memory_gb is not None:
+        content.append(memory_gb)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from msd_sets import SETS
+from toy_set import write_toy_set
 
+from unet_med import cli
 from unet_med.bundle import save_bundle
 from unet_med.config import parse_config
 from unet_med.errors import ConfigError, ModelError, UsageError
 from unet_med.planning import Plan, plan_from_fingerprint
-from unet_med.workflows.plan import PAGE, explained, shown
+from unet_med.workflows.manifest import make_manifest
+from unet_med.workflows.outcome import Outcome
+from unet_med.workflows.plan import PAGE, explained, plan, shown
 from unet_med.workflows.plan_diff import plan_diff
 
 PROSTATE = next(one for one in SETS if one.name == "Prostate")
@@ -178,3 +182,44 @@ def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
     (run / "plan.json").write_text("{", encoding="utf-8")
     with pytest.raises(UsageError, match="cannot be read"):
         plan_diff(str(run), str(run))
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [(["plan"], "plan"), (["train", "--out", "run"], "train")], ids=["plan", "train"]
+)
+def test_memory_and_device_of_a_plan_reach_it(
+    command: list[str], module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def workflow(*_: object, **options: object) -> Outcome:
+        asked.update(options)
+        return Outcome({})
+
+    monkeypatch.setattr(f"unet_med.workflows.{module}.{module}", workflow)
+    (tmp_path / "p.yaml").write_text("name: p\n", encoding="utf-8")
+    (tmp_path / "m.json").write_text("{}", encoding="utf-8")
+    files = [str(tmp_path / "p.yaml"), "--data", str(tmp_path / "m.json")]
+    assert cli.main([command[0], *files, *command[1:], "--memory-gb", "24", "--device", "cuda"]) == 0
+    assert (asked["memory_gb"], asked["device"]) == (24.0, "cuda")
+
+
+def test_a_machine_without_a_card_plans_for_its_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_manifest: Path
+) -> None:
+    (tmp_path / "p.yaml").write_text("name: p\n", encoding="utf-8")
+    plans = {}
+    for device in ("cpu", "cuda", "auto"):
+        monkeypatch.setattr("unet_med.inference.device.choose_device", lambda: torch.device("cpu"))
+        plans[device] = plan(tmp_path / "p.yaml", toy_manifest, device=device).result["config"]["network"]["features"]
+    assert plans["auto"] == plans["cpu"] != plans["cuda"]
+
+
+@pytest.fixture
+def toy_manifest(tmp_path: Path) -> Path:
+    out = tmp_path / "m.json"
+    make_manifest(write_toy_set(tmp_path / "toy", cases=2), out)
+    return out
