@@ -81,13 +81,20 @@ class LabelMap:
         labels: The foreground labels, in the order of their index.
         regions: Overlapping regions ``(name, label indices)``, outermost first; empty for exclusive labels. The
             network then has one sigmoid output for each region instead of softmax over labels.
+        ignored: Value of voxels that nobody labelled, in true labels only; ``None``: there are none.
     """
 
     labels: tuple[Label, ...]
     regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    ignored: int | None = None
 
     @classmethod
-    def from_names(cls, names: Mapping[str, int], regions: Mapping[str, Sequence[int]] | None = None) -> LabelMap:
+    def from_names(
+        cls,
+        names: Mapping[str, int],
+        regions: Mapping[str, Sequence[int]] | None = None,
+        ignored: int | None = None,
+    ) -> LabelMap:
         """Builds the map from ``{"background": 0, "anterior": 1, ...}``; indices must be 0, 1, 2, ... without gap."""
         foreground = sorted((index, name) for name, index in names.items() if index != 0)
         if [index for index, _ in foreground] != list(range(1, len(foreground) + 1)):
@@ -97,6 +104,12 @@ class LabelMap:
                 "renumber the label images, for example with `unet-med check M.json --fix DIR`",
             )
         known = {index for index, _ in foreground}
+        if ignored in known:
+            raise ConfigError(
+                f"the value {ignored} is a label and at the same time what is ignored",
+                "ignore_label",
+                "leave it out of labels",
+            )
         for name, members in (regions or {}).items():
             if not members or not set(members) <= known:
                 raise ConfigError(
@@ -107,6 +120,7 @@ class LabelMap:
         return cls(
             tuple(Label(index, name, label_colour(index)) for index, name in foreground),
             tuple((name, tuple(members)) for name, members in (regions or {}).items()),
+            ignored,
         )
 
     def with_known_codes(self) -> LabelMap:

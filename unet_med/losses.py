@@ -8,6 +8,8 @@ The definitions are MONAI's (``DiceLoss``, ``TverskyLoss``, ``FocalLoss``, ``Dic
 with two differences. The softmax and the one-hot target are made once for both terms, which takes a fraction of the
 time. The focal term of exclusive labels is a mean over voxels, as cross-entropy is; MONAI's is the mean over voxels
 *and* outputs, which makes it weaker the more labels there are.
+
+Voxels that nobody labelled (``ignore_label``) count nowhere: every loss is what it would be if they did not exist.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ SMOOTH = 1e-5
 
 REACH_SIGMAS = 6.0
 """Distance at which the border weight has fallen below 2e-8 of its height; nothing farther is computed."""
+
+_NO_WEIGHT = 1e-12
+"""Sums of weights below are those of nothing at all; its inverse still is a finite number after loss scaling."""
 
 
 class _Terms(NamedTuple):
@@ -84,6 +89,7 @@ class SegmentationLoss(nn.Module):
         self.config = loss
         self.terms = _KINDS[loss.kind]
         self.exclusive = not labels.regions
+        self.ignored = labels.ignored
         # A Tversky index of which false positives and false negatives weigh (1/2, 1/2) is Dice, (1, 1) is Jaccard.
         self.penalties = {"dice": (0.5, 0.5), "jaccard": (1.0, 1.0), "tversky": (loss.tversky_alpha, loss.tversky_beta)}
         self.register_buffer("membership", _membership(labels), persistent=False)
@@ -100,7 +106,7 @@ class SegmentationLoss(nn.Module):
 
         Args:
             logits: (N, outputs, *s), or several of them, finest first; each coarser level counts half as much.
-            target: (N, *s) int64 labels, 0 is background.
+            target: (N, *s) int64 labels, 0 is background; what the label map ignores does not count.
             weight: (N, *s) float32 >= 0 or ``None``; added to the class weight of each voxel in the pixel term
                 (Ronneberger et al. 2015, eq. 2; see :func:`border_weight_map`).
         """
@@ -120,23 +126,30 @@ class SegmentationLoss(nn.Module):
     def _level(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> list[tuple[str, Tensor, float]]:
         """Returns name, value and weight of each term."""
         both = self.terms.overlap is not None and self.terms.pixel is not None
+        known = None if self.ignored is None else target != self.ignored
+        target = target if known is None else target.masked_fill(~known, 0)
         truth = F.embedding(target, self.membership).movedim(-1, 1)
         log_p = F.log_softmax(logits, dim=1) if self.exclusive else F.logsigmoid(logits)
         found: list[tuple[str, Tensor, float]] = []
         if self.terms.overlap is not None:
-            value = self._overlap(log_p.exp(), truth, self.terms.overlap)
+            value = self._overlap(log_p.exp(), truth, known, self.terms.overlap)
             found.append((self.terms.overlap, value, self.config.dice_weight if both else 1.0))
         if self.terms.pixel is not None:
-            weights = self._voxel_weights(target, weight)
+            weights = self._voxel_weights(target, weight, known)
             surprise = self._surprise(logits, log_p, target, truth)
-            value = self._focal(surprise, weights) if self.terms.pixel == "focal" else self._mean(surprise, weights)
+            if self.terms.pixel == "focal":
+                value = self._focal(surprise, weights, known)
+            else:
+                value = self._mean(surprise, weights)
             found.append((self.terms.pixel, value, self.config.pixel_weight if both else 1.0))
         return found
 
-    def _overlap(self, p: Tensor, truth: Tensor, kind: str) -> Tensor:
+    def _overlap(self, p: Tensor, truth: Tensor, known: Tensor | None, kind: str) -> Tensor:
         """Returns 1 - Tversky index (Salehi et al. 2017), the mean over structures (and samples)."""
         if self.exclusive and not self.config.include_background:
             p, truth = p[:, 1:], truth[:, 1:]
+        if known is not None:
+            p, truth = p * known[:, None], truth * known[:, None]
         axes = [axis for axis in range(p.dim()) if axis != 1 and (axis != 0 or self.config.batch_dice)]
         sums = torch.stack([(p * truth).sum(axes), p.sum(axes), truth.sum(axes)])
         hits, found, real = self.reduce(sums) if self.reduce and self.config.batch_dice else sums
@@ -156,27 +169,32 @@ class SegmentationLoss(nn.Module):
         # log(1 - sigmoid(x)) = log sigmoid(x) - x
         return (1 - truth) * logits - log_p
 
-    def _voxel_weights(self, target: Tensor, weight: Tensor | None) -> Tensor:
-        """Returns the weight of each surprise, broadcastable to it."""
+    def _voxel_weights(self, target: Tensor, weight: Tensor | None, known: Tensor | None) -> Tensor:
+        """Returns the weight of each surprise, broadcastable to it; 0 where nothing is known."""
         if self.exclusive:
             weights = self.class_weights[target]
-            return weights if weight is None else weights + weight
-        weights = self.class_weights.view(1, -1, *[1] * (target.dim() - 1))
-        return weights if weight is None else weights + weight[:, None]
+        else:
+            weights = self.class_weights.view(1, -1, *[1] * (target.dim() - 1))
+            weight, known = (None if one is None else one[:, None] for one in (weight, known))
+        weights = weights if weight is None else weights + weight
+        return weights if known is None else weights * known
 
-    def _focal(self, surprise: Tensor, weights: Tensor) -> Tensor:
+    def _focal(self, surprise: Tensor, weights: Tensor, known: Tensor | None) -> Tensor:
         """Returns the focal loss (Lin et al. 2017): what is already known well counts little."""
         gamma = self.config.focal_gamma
-        if gamma == 0:
-            return (surprise * weights).sum() / self._shared(surprise.new_tensor(surprise.numel()))
-        # Below gamma 1 the power has no slope at 0, where the loss itself is flat.
-        doubt = (-torch.expm1(-surprise)).clamp_min(1e-7)
-        return (doubt.pow(gamma) * surprise * weights).sum() / self._shared(surprise.new_tensor(surprise.numel()))
+        if gamma != 0:
+            # Below gamma 1 the power has no slope at 0, where the loss itself is flat.
+            doubt = (-torch.expm1(-surprise)).clamp_min(1e-7)
+            weights = doubt.pow(gamma) * weights
+        count = surprise.new_tensor(surprise.numel())
+        if known is not None:
+            count = known.sum(dtype=torch.float32) * (surprise.numel() / known.numel())
+        return (surprise * weights).sum() / self._shared(count).clamp_min(_NO_WEIGHT)
 
     def _mean(self, values: Tensor, weights: Tensor) -> Tensor:
         """Returns the weighted mean; 0 where nothing has weight."""
         weights = weights.expand_as(values)
-        return (values * weights).sum() / self._shared(weights.sum()).clamp_min(torch.finfo(torch.float32).tiny)
+        return (values * weights).sum() / self._shared(weights.sum()).clamp_min(_NO_WEIGHT)
 
     def _shared(self, normaliser: Tensor) -> Tensor:
         """Returns the mean of a normaliser over the processes that share a batch."""

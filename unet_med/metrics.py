@@ -14,6 +14,9 @@ Definitions, all exact and all MONAI's (the tests compare with it):
 What does not exist is ``None``, never NaN and never infinite. Truth and mask both empty: nothing can be compared,
 every score is ``None`` and the case is counted in ``n_empty``. Only one of them empty: Dice, IoU and NSD are 0, HD95
 is ``None`` and the case is counted in ``n_hd95_undefined``.
+
+Voxels that nobody labelled (``LabelMap.ignored``) are left out: they count as background in both, so that surfaces
+end there.
 """
 
 from __future__ import annotations
@@ -57,12 +60,12 @@ def confusion_counts(mask: IntArray, label: IntArray, labels: LabelMap) -> dict[
     Args:
         mask: Labels that were predicted, any shape.
         label: True labels of the same shape.
-        labels: What the values mean; values it does not know belong to no structure.
+        labels: What the values mean; values it does not know belong to no structure; what it ignores is left out.
 
     Raises:
         InputRefusedError: if the shapes differ.
     """
-    _same_shape(mask, label)
+    mask, label = without_ignored(mask, label, labels)
     known = [0, *(one.index for one in labels.labels)]
     joint = np.bincount(
         (_positions(label, known) * len(known) + _positions(mask, known)).ravel(), minlength=len(known) ** 2
@@ -74,6 +77,19 @@ def confusion_counts(mask: IntArray, label: IntArray, labels: LabelMap) -> dict[
         hits = int(table[np.ix_(members, members)].sum())
         counts[name] = (hits, int(table[:, members].sum()) - hits, int(table[members].sum()) - hits)
     return counts
+
+
+def without_ignored(mask: IntArray, label: IntArray, labels: LabelMap) -> tuple[IntArray, IntArray]:
+    """Returns mask and true labels with background in both wherever nobody labelled.
+
+    Raises:
+        InputRefusedError: if the shapes differ.
+    """
+    _same_shape(mask, label)
+    if labels.ignored is None:
+        return mask, label
+    known = label != labels.ignored
+    return mask * known, label * known
 
 
 def dice_iou(counts: Mapping[str, tuple[int, int, int]]) -> dict[str, tuple[float | None, float | None]]:
@@ -88,10 +104,10 @@ def _dice_iou(hits: int, false_positives: int, false_negatives: int) -> tuple[fl
 
 def _positions(array: IntArray, known: Sequence[int]) -> IntArray:
     """Returns the position of each value in ``known``; 0 for values that are not there."""
-    table = np.zeros(max(known) + 2, dtype=np.int64)
+    table = np.zeros(max(known) + 1, dtype=np.int64)
     table[list(known)] = range(len(known))
     inside = (array >= 0) & (array <= max(known))
-    return table[np.where(inside, array, -1)]
+    return table[array * inside]
 
 
 def _same_shape(mask: IntArray, label: IntArray) -> None:
@@ -128,7 +144,7 @@ def case_metrics(
     Raises:
         InputRefusedError: if the shapes differ.
     """
-    _same_shape(mask, label)
+    mask, label = without_ignored(mask, label, labels)
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0 if spacing_mm is not None and mask.ndim == 3 else None
     found: dict[str, Scores] = {}
     for name, values in structures(labels).items():

@@ -65,7 +65,7 @@ def outline_preview(
         labels: (I, J[, K]) integers.
         spacing_mm: Voxel size along the axes; ``None`` shows voxels as squares.
         label_map: Names and colours.
-        truth: Reference labels of the same shape, drawn in dashed white.
+        truth: Reference labels of the same shape, drawn in dashed white; what the map ignores is not drawn.
         orientation: ``Geometry.orientation`` of the axes, for example ``LPS``; empty when unknown.
 
     Returns:
@@ -85,6 +85,8 @@ def outline_preview(
             f"reference labels of shape {truth.shape} do not fit labels of shape {labels.shape}",
             remedy="give the reference on the image's own grid",
         )
+    if truth is not None and label_map.ignored is not None:
+        truth = np.where(truth == label_map.ignored, 0, truth)
     spacing = tuple(float(s) for s in spacing_mm) if spacing_mm else (1.0,) * labels.ndim
     if labels.ndim == 2:
         planes = [_whole_picture(channels, labels, truth, spacing)]

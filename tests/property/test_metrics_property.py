@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from unet_med.labels import LabelMap
-from unet_med.metrics import case_metrics, match_objects, summarise, summarise_objects
+from unet_med.metrics import case_metrics, confusion_counts, match_objects, summarise, summarise_objects
 
 LABELS = LabelMap.from_names({"a": 1, "b": 2})
 SHAPES = st.one_of(st.tuples(*[st.integers(1, 7)] * 2), st.tuples(*[st.integers(1, 5)] * 3))
@@ -93,3 +95,15 @@ def test_the_summary_stays_within_its_cases(drawn: list[tuple[np.ndarray, np.nda
             assert (row[kind] is None) == (not values)
             if values:
                 assert min(values) - 1e-12 <= row[kind] <= max(values) + 1e-12
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs(highest=3), st.data())
+def test_what_nobody_labelled_does_not_count(pair: tuple[np.ndarray, np.ndarray], data: st.DataObject) -> None:
+    mask, truth = pair
+    sparse = replace(LABELS, ignored=3)
+    known = truth != 3
+    assert confusion_counts(mask, truth, sparse) == confusion_counts(mask[known], truth[known], LABELS)
+    other = np.where(known, mask, data.draw(hnp.arrays(np.uint8, mask.shape, elements=st.integers(0, 3))))
+    spacing = (1.0,) * mask.ndim
+    assert case_metrics(other, truth, spacing, sparse) == case_metrics(mask, truth, spacing, sparse)

@@ -179,3 +179,12 @@ def test_a_label_keeps_the_code_it_has() -> None:
     assert found[1].code is not None
     assert found[1].code.type.value == "78961009"
     assert found[2].code is None
+
+
+def test_what_is_ignored_is_no_label() -> None:
+    names = {"background": 0, "a": 1}
+    assert LabelMap.from_names(names, ignored=255).ignored == 255
+    assert LabelMap.from_names(names, ignored=255).with_known_codes().ignored == 255
+    assert LabelMap.from_names(names).ignored is None
+    with pytest.raises(ConfigError, match="1 is a label and at the same time what is ignored"):
+        LabelMap.from_names(names, ignored=1)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from unet_med.config import Loss
@@ -139,14 +142,18 @@ class _InTurn:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["softmax", "regions"])
 @pytest.mark.parametrize("batch_dice", [True, False])
-def test_processes_that_share_a_batch_have_its_loss(kind: str, labels: LabelMap, batch_dice: bool) -> None:
+@pytest.mark.parametrize("ignored", [None, 2])
+def test_processes_that_share_a_batch_have_its_loss(
+    kind: str, labels: LabelMap, batch_dice: bool, ignored: int | None
+) -> None:
     torch.manual_seed(0)
     logits, target = torch.randn(5, labels.outputs, 6, 7, requires_grad=True), torch.randint(0, 3, (5, 6, 7))
     weight = torch.rand(5, 6, 7) if kind.startswith("border") else None
-    settings = config(kind, batch_dice=batch_dice, class_weights=(0.3, 1.0, 2.0)[: labels.outputs])
-    whole = build_loss(settings, labels)(logits, target, weight)
+    options = config(kind, batch_dice=batch_dice, class_weights=(0.3, 1.0, 2.0)[: labels.outputs])
+    labels = replace(labels, ignored=ignored)
+    whole = build_loss(options, labels)(logits, target, weight)
     processes = _InTurn()
-    shared = build_loss(settings, labels, processes.learn)
+    shared = build_loss(options, labels, processes.learn)
     shares = [(logits[rank::2], target[rank::2], None if weight is None else weight[rank::2]) for rank in range(2)]
     for share in shares:
         shared(*share)
@@ -170,6 +177,71 @@ def test_weights_that_do_not_fit_are_refused(weights: object, labels: LabelMap, 
     with pytest.raises(ConfigError, match=says) as caught:
         build_loss(config(class_weights=weights), labels)
     assert caught.value.remedy
+
+
+# ---- voxels that nobody labelled ----------------------------------------------------------------------------------
+
+IGNORED = 255
+
+
+def sparse(labels: LabelMap, seed: int, share: float) -> tuple[torch.Tensor, torch.Tensor, LabelMap]:
+    """Logits, a target of which about ``share`` is labelled, and the map that says so."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, labels.outputs, 6, 7, generator=generator) * 3
+    target = torch.randint(0, 3, (2, 6, 7), generator=generator)
+    unlabelled = torch.rand(2, 6, 7, generator=generator) >= share
+    return logits.requires_grad_(), target.masked_fill(unlabelled, IGNORED), replace(labels, ignored=IGNORED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["softmax", "regions"])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**20), share=st.floats(0.05, 1.0), gamma=st.sampled_from([0.0, 2.0]))
+def test_unlabelled_voxels_do_not_exist(kind: str, labels: LabelMap, seed: int, share: float, gamma: float) -> None:
+    logits, target, sparsely = sparse(labels, seed, share)
+    known = target != IGNORED
+    assume(bool(known.any()))
+    weight = torch.rand(target.shape) if kind.startswith("border") else None
+    options = config(kind, focal_gamma=gamma, class_weights=(0.3, 1.0, 2.0)[: labels.outputs])
+    ours = build_loss(options, sparsely)(logits, target, weight)
+    rest = logits.movedim(1, -1)[known].T[None], target[known][None], None if weight is None else weight[known][None]
+    torch.testing.assert_close(ours, build_loss(options, labels)(*rest), rtol=1e-4, atol=1e-6)
+    (gradient,) = torch.autograd.grad(ours, logits)
+    assert torch.equal(gradient.movedim(1, -1)[~known], torch.zeros_like(gradient.movedim(1, -1)[~known]))
+    moved = logits.detach() + 5.0 * (~known)[:, None]
+    torch.testing.assert_close(build_loss(options, sparsely)(moved, target, weight), ours, rtol=1e-4, atol=1e-6)
+
+
+def test_unlabelled_voxels_are_torchs_ignore_index() -> None:
+    weights = torch.tensor([0.5, 2.0, 3.0])
+    logits, target, sparsely = sparse(LABELS, 0, 0.4)
+    ours = build_loss(config("cross_entropy", class_weights=tuple(weights.tolist())), sparsely)(logits, target)
+    theirs = torch.nn.functional.cross_entropy(logits, target, weights, ignore_index=IGNORED)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in (ours, theirs)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["softmax", "regions"])
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_nothing_is_learnt_where_nothing_is_labelled(kind: str, labels: LabelMap, batch_dice: bool) -> None:
+    logits, target, sparsely = sparse(labels, 0, 0.0)
+    loss = build_loss(config(kind, batch_dice=batch_dice), sparsely)(logits, target)
+    (gradient,) = torch.autograd.grad(loss * 2.0**16, logits)  # as large as the loss scaling of fp16 begins
+    assert loss.item() == 0
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_coarser_levels_ignore_what_is_unlabelled_at_their_centres() -> None:
+    _, target, sparsely = sparse(LABELS, 3, 0.5)
+    levels = tuple(torch.randn(2, 3, *size) for size in ((6, 7), (3, 3)))
+    loss = build_loss(config("cross_entropy"), sparsely)
+    coarse = target[:, [1, 3, 5]][:, :, [1, 3, 5]]
+    singles = [
+        torch.nn.functional.cross_entropy(level, fine, ignore_index=IGNORED)
+        for level, fine in zip(levels, (target, coarse), strict=True)
+    ]
+    torch.testing.assert_close(loss(levels, target), (2 * singles[0] + singles[1]) / 3)
 
 
 # ---- border weights -----------------------------------------------------------------------------------------------

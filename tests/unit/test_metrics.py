@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -56,8 +57,21 @@ def test_counts_add_up_over_cases() -> None:
 def test_unknown_values_belong_to_no_label() -> None:
     mask, label = np.array([1, 9, -1, 2]), np.array([1, 1, 2, 250])
     assert confusion_counts(mask, label, LABELS) == {"a": (1, 0, 1), "b": (0, 1, 1)}
+    bytes_too = confusion_counts(mask.astype(np.uint8), label.astype(np.uint8), LABELS)
+    assert bytes_too == {"a": (1, 0, 1), "b": (0, 1, 1)}
     sparse = LabelMap((Label(1, "a", (0, 0, 0)), Label(250, "c", (0, 0, 0))))
     assert confusion_counts(mask, label, sparse) == {"a": (1, 0, 1), "c": (0, 0, 1)}
+
+
+def test_surfaces_end_where_nobody_labelled() -> None:
+    truth, mask = cube(1, 1, 1, size=4), cube(1, 1, 1, size=4)
+    mask[4] = 2
+    truth[4:] = 9
+    scores = case_metrics(mask, truth, (1.0, 1.0, 1.0), replace(LABELS, ignored=9))
+    assert (scores["a"]["dice"], scores["a"]["hd95_mm"], scores["a"]["mask_voxels"]) == (1.0, 0.0, 48)
+    assert scores["b"]["dice"] is None
+    with pytest.raises(InputRefusedError, match="cannot be compared"):
+        case_metrics(mask[1:], truth, (1.0, 1.0, 1.0), replace(LABELS, ignored=9))
 
 
 def test_nothing_to_compare_is_none() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 
 import numpy as np
@@ -45,6 +46,15 @@ def test_the_patients_right_is_on_the_left() -> None:
     assert axial[100, 30].mean() > axial[100, 390].mean()
     front = axial[5:60, 10:200].mean()
     assert front > axial[260:300, 10:200].mean()
+
+
+def test_what_the_map_ignores_is_not_drawn() -> None:
+    image, labels = _patient()
+    truth = labels.copy()
+    truth[:, :5] = 255
+    sparse = replace(LABELS, ignored=255)
+    plain = outline_preview(image, labels, (1, 1, 1), LABELS, truth=labels, orientation="RAS")
+    assert np.array_equal(outline_preview(image, labels, (1, 1, 1), sparse, truth=truth, orientation="RAS"), plain)
 
 
 def test_every_way_of_storing_gives_the_same_picture() -> None:

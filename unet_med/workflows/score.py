@@ -18,7 +18,7 @@ from unet_med.io.cases import Case
 from unet_med.io.discover import discover
 from unet_med.io.source import SourceRef
 from unet_med.labels import Label, LabelMap, label_colour
-from unet_med.metrics import case_metrics, match_objects, summarise
+from unet_med.metrics import case_metrics, match_objects, summarise, without_ignored
 from unet_med.workflows.outcome import DONE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 
@@ -31,7 +31,13 @@ _SHOWN = 20
 _MOST_LABELS = 1000
 
 
-def score(predictions: Path, references: Path, task: str | None = None, tolerance_mm: float = 1.0) -> Outcome:
+def score(
+    predictions: Path,
+    references: Path,
+    task: str | None = None,
+    tolerance_mm: float = 1.0,
+    ignore_label: int | None = None,
+) -> Outcome:
     """Scores a folder of masks against a folder of true labels; files are paired by stem.
 
     Labels are the values found in the references; their names come from the sidecar JSON beside a mask or truth,
@@ -42,6 +48,7 @@ def score(predictions: Path, references: Path, task: str | None = None, toleranc
         references: Folder (or file) of true labels.
         task: ``semantic`` (default) or ``instance``: values are numbers of objects.
         tolerance_mm: Tolerance of the surface Dice (NSD), in mm; in pixels for uncalibrated images.
+        ignore_label: Value in the references of voxels that are not scored.
 
     Returns:
         The content of ``metrics.json``, with ``task``, ``tolerance_mm``, ``refused`` (id, status, reason),
@@ -62,7 +69,7 @@ def score(predictions: Path, references: Path, task: str | None = None, toleranc
             f"none of {len(masks)} masks has the name of one of {len(truths)} references",
             remedy="files are paired by their names without the suffix, as case7.nii.gz with case7.tif",
         )
-    scorer: _Scorer = _InstanceScorer(tolerance_mm) if task == "instance" else _SemanticScorer(tolerance_mm)
+    scorer: _Scorer = (_InstanceScorer if task == "instance" else _SemanticScorer)(tolerance_mm, ignore_label)
     scorer.prepare(pairs)
     for pair in track(pairs, "scoring"):
         scorer.score(pair)
@@ -168,8 +175,9 @@ def _sidecar_names(image: Path) -> dict[int, str]:
 class _Scorer(ABC):
     """Collects scored cases, and refusals with their reasons."""
 
-    def __init__(self, tolerance_mm: float) -> None:
+    def __init__(self, tolerance_mm: float, ignored: int | None) -> None:
         self.tolerance_mm = tolerance_mm
+        self.ignored = ignored
         self.cases: list[dict[str, Any]] = []
         self.refused: dict[str, str] = {}
         self.notes: list[str] = []
@@ -203,8 +211,8 @@ class _Scorer(ABC):
 class _SemanticScorer(_Scorer):
     """Values are labels: those that any reference holds."""
 
-    def __init__(self, tolerance_mm: float) -> None:
-        super().__init__(tolerance_mm)
+    def __init__(self, tolerance_mm: float, ignored: int | None) -> None:
+        super().__init__(tolerance_mm, ignored)
         self.labels = LabelMap(())
 
     def prepare(self, pairs: Sequence[_Pair]) -> None:
@@ -214,7 +222,7 @@ class _SemanticScorer(_Scorer):
         for pair in track(pairs, "reading references"):
             try:
                 for _, frame in pair.frames():
-                    values |= {int(value) for value in np.unique(pair.read_truth(frame))} - {0}
+                    values |= {int(value) for value in np.unique(pair.read_truth(frame))} - {0, self.ignored}
             except InputRefusedError as error:
                 self.refuse(pair, error)
             else:
@@ -224,12 +232,14 @@ class _SemanticScorer(_Scorer):
                 f"the references hold {len(values)} different values", "--task", "score objects with --task instance"
             )
         self.labels = LabelMap(
-            tuple(Label(value, names.get(value, f"label_{value}"), label_colour(value)) for value in sorted(values))
+            tuple(Label(value, names.get(value, f"label_{value}"), label_colour(value)) for value in sorted(values)),
+            ignored=self.ignored,
         )
 
     def compare(self, pair: _Pair, mask: Array, truth: Array) -> dict[str, Any]:
         """Scores every label."""
         known = {label.index for label in self.labels.labels}
+        mask, truth = without_ignored(mask, truth, self.labels)
         own = {int(value) for value in np.unique(mask)} - {0}
         if len(known) == len(own) == 1 and known | own == _BINARY:
             mask = np.where(mask != 0, known.pop(), 0)
@@ -245,6 +255,7 @@ class _InstanceScorer(_Scorer):
 
     def compare(self, pair: _Pair, mask: Array, truth: Array) -> dict[str, Any]:
         """Matches objects, and compares what is object at all."""
+        mask, truth = without_ignored(mask, truth, LabelMap((), ignored=self.ignored))
         inside, true_inside = (mask != 0).astype(np.uint8), (truth != 0).astype(np.uint8)
         return {
             "labels": case_metrics(inside, true_inside, pair.spacing_mm(), self.labels, self.tolerance_mm),

@@ -191,6 +191,19 @@ def test_objects(folders: tuple[Path, Path]) -> None:
     assert any("AP@0.50 0.5000" in line for line in outcome.lines)
 
 
+@pytest.mark.parametrize("task", ["semantic", "instance"])
+def test_what_nobody_labelled_is_not_scored(folders: tuple[Path, Path], task: str) -> None:
+    masks, truth = folders
+    sparse = ball()
+    sparse[:, 8:] = 255
+    save(truth, "x.nii.gz", sparse)
+    save(masks, "x.nii.gz", ball())
+    scores = score(masks, truth, task=task, ignore_label=255).result
+    assert (set(scores["per_label"]), scores["mean"]["dice"]) == ({"label_1" if task == "semantic" else "object"}, 1.0)
+    assert scores["notes"] == []
+    assert score(masks, truth, task=task).result["mean"]["dice"] < 1.0
+
+
 def test_nothing_pairs(folders: tuple[Path, Path]) -> None:
     masks, truth = folders
     save(masks, "x.nii.gz", ball())
