@@ -38,12 +38,13 @@ def blended(
     batch: int = 1,
     along: int = 0,
     skip: Callable[[Sequence[torch.Tensor]], Sequence[bool]] | None = None,
+    slices: int = 1,
 ) -> torch.Tensor:
     """Returns the blended output (channels, *s), with ``skip`` one channel more."""
     rows = image if isinstance(image, TensorRows) else TensorRows(image)
     size = tuple(rows.image.shape[1:])
     borders = (context,) * len(window) if isinstance(context, int) else tuple(context)
-    axes = window_axes(size, window, overlap, sigma, borders)
+    axes = window_axes(size, window, overlap, sigma, borders, slices)
     stream = WindowStream(rows, axes, along, mirrored(run, mirror_axes), channels, len(window), batch, skip=skip)
     found = [values.clone() for _, _, values in finished_rows(stream)]
     assert stream.ready == size[along]

@@ -2,7 +2,7 @@
 
 A card waits for processors that augment one sample after the other; here they only draw the random numbers and, for
 cases that do not fit on the card, read boxes of the memory maps. The samples are those of
-:class:`unet_med.data.PatchDataset`: the same index gives the same case, place and changes, only the values of the
+:class:`unet_med.patches.PatchDataset`: the same index gives the same case, place and changes, only the values of the
 noise are the device's own.
 """
 
@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from unet_med.data import CachedCase, PatchDataset, Sample
+from unet_med.data import CachedCase
+from unet_med.patches import PatchDataset, Sample
 from unet_med.transforms.augment_batch import Cut, change_intensities, plan_cuts, read_box, sample_patches, send
 
 _AHEAD = 2
@@ -34,18 +35,11 @@ def resident_cases(cases: Sequence[CachedCase], budget_bytes: int) -> list[Cache
     """Returns the cases to keep on a device: in their order, each that still fits what is left of the budget."""
     chosen = []
     for case in cases:
-        size = sum(_bytes(source) for source in _arrays(case).values())
+        size = sum(_bytes(source) for source in case.arrays().values())
         if size <= budget_bytes:
             budget_bytes -= size
             chosen.append(case)
     return chosen
-
-
-def _arrays(case: CachedCase) -> dict[str, npt.NDArray[Any]]:
-    """Image, label and perhaps weight, each (channels, *s), memory-mapped."""
-    arrays: dict[str, npt.NDArray[Any]] = {"image": case.image(), "label": case.label()[None]}
-    weight = case.weight()
-    return arrays if weight is None else arrays | {"weight": weight[None]}
 
 
 def _bytes(array: npt.NDArray[Any]) -> int:
@@ -69,15 +63,18 @@ class DeviceCases:
         self.device = device
         self._on_device: dict[CachedCase, dict[str, Tensor]] = {}
         for case in resident_cases(cases, budget_bytes):
-            self._on_device[case] = {name: _to_device(array, device) for name, array in _arrays(case).items()}
+            self._on_device[case] = {name: _to_device(array, device) for name, array in case.arrays().items()}
         self.resident = len(self._on_device)
 
-    def sources(self, sample: Sample) -> Mapping[str, Source]:
-        """Returns image, label and perhaps weight that a sample is cut from: tensors on the device, or memory maps."""
-        sources: Mapping[str, Source] = self._on_device.get(sample.case) or _arrays(sample.case)
-        if sample.slice is None:
-            return sources
-        return {name: source[..., sample.slice] for name, source in sources.items()}
+    def sources(self, sample: Sample) -> Mapping[str, Sequence[Source]]:
+        """Returns what image, label and perhaps weight are cut from: tensors on the device, or memory maps.
+
+        Several for the image of a network that sees neighbouring slices, one for each.
+        """
+        there = self._on_device.get(sample.case)
+        if there is not None:
+            return {name: sample.views(name, tensor) for name, tensor in there.items()}
+        return {name: sample.views(name, array) for name, array in sample.case.arrays().items()}
 
 
 def _to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -110,7 +107,7 @@ def device_batches(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[dict[str, Tensor]]:
-    """Yields on the device the batches that :func:`unet_med.data.patch_loader` yields on the CPU.
+    """Yields on the device the batches that :func:`unet_med.patches.patch_loader` yields on the CPU.
 
     Args:
         cases: The cases of ``dataset``.
@@ -144,19 +141,25 @@ def _prepare(cases: DeviceCases, dataset: PatchDataset, indices: range) -> _Batc
     centres, changes = [sample.centre for sample in samples], [sample.spatial for sample in samples]
     parts: dict[str, _Part] = {}
     for name in sources[0]:
-        cuts = plan_cuts(centres, changes, _shape(name, dataset))
+        cuts = plan_cuts(centres, changes, dataset.size_of(name))
         here = [source[name] for source in sources]
         readers = [_reader(*one, any(dataset.context), cases.device) for one in zip(here, cuts, strict=True)]
         parts[name] = _Part(cuts, readers)
     return _Batch(samples, parts)
 
 
-def _reader(source: Source, cut: Cut, mirrored: bool, device: torch.device) -> Callable[[], Tensor]:
-    if isinstance(source, Tensor):
-        return lambda: read_box(source, cut, mirrored_border=mirrored)
-    box = read_box(source, cut, mirrored_border=mirrored)
+def _reader(views: Sequence[Source], cut: Cut, mirrored: bool, device: torch.device) -> Callable[[], Tensor]:
+    if isinstance(views[0], Tensor):
+        return lambda: _box(views, cut, mirrored)
+    box = _box(views, cut, mirrored)
     box = box.pin_memory() if device.type == "cuda" else box
     return lambda: send(box, device)
+
+
+def _box(views: Sequence[Source], cut: Cut, mirrored: bool) -> Tensor:
+    """Reads one box; neighbouring slices follow each other in every channel."""
+    boxes = [read_box(view, cut, mirrored_border=mirrored) for view in views]
+    return boxes[0] if len(boxes) == 1 else torch.stack(boxes, dim=1).flatten(0, 1)
 
 
 def _finish(batch: _Batch, dataset: PatchDataset, device: torch.device) -> dict[str, Tensor]:
@@ -164,16 +167,9 @@ def _finish(batch: _Batch, dataset: PatchDataset, device: torch.device) -> dict[
     item: dict[str, Tensor] = {}
     for name, part in batch.parts.items():
         boxes = [read() for read in part.readers]
-        item[name] = sample_patches(boxes, part.cuts, _shape(name, dataset), nearest=name == "label")
+        item[name] = sample_patches(boxes, part.cuts, dataset.size_of(name), nearest=name == "label")
     item["image"] = change_intensities(item["image"], [sample.intensity for sample in batch.samples])
     item["label"] = item["label"][:, 0].round().long()
     if "weight" in item:
         item["weight"] = item["weight"][:, 0]
     return item
-
-
-def _shape(name: str, dataset: PatchDataset) -> tuple[int, ...]:
-    """Images are larger than labels by what the network needs around them."""
-    if name != "image":
-        return dataset.patch
-    return tuple(n + 2 * border for n, border in zip(dataset.patch, dataset.context, strict=True))

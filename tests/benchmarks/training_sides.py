@@ -47,8 +47,9 @@ def ours(folder: Path, options: argparse.Namespace, team: Any = None) -> Step:
 
     from unet_med.bundle import labels_of
     from unet_med.config import parse_config
-    from unet_med.data import CachedCase, PatchDataset, patch_loader, write_case
+    from unet_med.data import CachedCase, write_case
     from unet_med.inference.allocator import freed_memory_kept
+    from unet_med.patches import PatchDataset, patch_loader
     from unet_med.training.trainer import Trainer
 
     setting = json.loads((folder / SETTING).read_text())

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from unet_med.config import PipelineConfig, parse_config
-from unet_med.data import CachedCase, PatchDataset, patch_loader, write_case
+from unet_med.data import CachedCase, write_case
 from unet_med.device_data import DeviceCases, device_batches, resident_cases
+from unet_med.patches import PatchDataset, patch_loader
 
 CPU = torch.device("cpu")
 SHAPE = (14, 16, 12)
@@ -96,6 +97,21 @@ def test_slices_of_volumes_with_weights(make_cases: Callable[..., list[CachedCas
         device_batches(there, dataset, 4, 0, 4), patch_loader(dataset, 4, 0, 4, workers=0), strict=True
     ):
         assert "weight" in batch
+        assert_same(batch, expected)
+
+
+@pytest.mark.parametrize("resident", [0, 2, 3])
+@pytest.mark.parametrize("style", ["modern", "classic"])
+def test_neighbouring_slices_are_channels(
+    make_cases: Callable[..., list[CachedCase]], resident: int, style: str
+) -> None:
+    cases = make_cases()
+    dataset = PatchDataset(cases, config_of(2, network__slices=5, network__style=style))
+    there = DeviceCases(cases, CPU, resident * (IMAGE_BYTES + LABEL_BYTES))
+    for batch, expected in zip(
+        device_batches(there, dataset, 4, 0, 4), patch_loader(dataset, 4, 0, 4, workers=0), strict=True
+    ):
+        assert batch["image"].shape[:2] == (4, 10)
         assert_same(batch, expected)
 
 

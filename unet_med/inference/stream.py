@@ -18,10 +18,13 @@ import torch
 from unet_med.inference.tiling import WindowAxis
 
 Run = Callable[[torch.Tensor], torch.Tensor]
-"""Maps a batch (N, C, *(window + 2 * context)) to (N, channels, *window), both float32."""
+"""Maps a batch (N, C, *(window + 2 * context)) to (N, channels, *window), both float32; slices are channels, too."""
 
 Skip = Callable[[Sequence[torch.Tensor]], Sequence[bool]]
 """For each window of an image, (C, *voxels inside of the image): whether it can hold nothing."""
+
+Compare = Callable[[torch.Tensor, torch.Tensor], None]
+"""Is shown what a batch gives without and with mirroring, both (N, channels, *window)."""
 
 _SURE = 1.0 - 1e-6
 ROWS_READ = 16
@@ -179,7 +182,7 @@ class WindowStream:
     def _input(self, slab: torch.Tensor, offset: int, place: tuple[int, ...]) -> torch.Tensor:
         for n, (axis, number) in enumerate(zip(self._axes, place, strict=True)):
             slab = axis.read(slab, n + 1, number, offset if n == self._along else 0)
-        return slab[..., 0] if self._flat else slab
+        return slab.movedim(-1, 1).flatten(0, 1) if self._flat else slab
 
     def _target(self, place: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """The part of what is held that a window covers, (channels, *s), and its weight there, (*s)."""
@@ -248,17 +251,20 @@ def finished_rows(stream: WindowStream) -> Iterator[tuple[int, int, torch.Tensor
         yield done, stream.ready, stream.rows(done, stream.ready)
 
 
-def mirrored(run: Run, axes: Sequence[int]) -> Run:
-    """Returns ``run`` averaged over all flips along ``axes`` of the window."""
+def mirrored(run: Run, axes: Sequence[int], compare: Compare | None = None) -> Run:
+    """Returns ``run`` averaged over all flips along ``axes`` of the window; ``compare`` sees what that changes."""
     flips = [[axis + 2 for axis in some] for count in range(len(axes) + 1) for some in combinations(axes, count)]
     if len(flips) == 1:
         return run
 
     def average(batch: torch.Tensor) -> torch.Tensor:
-        total = run(batch)
+        total = plain = run(batch)
         for turn in flips[1:]:
             total = total + run(batch.flip(turn)).flip(turn)
-        return total / len(flips)
+        mean = total / len(flips)
+        if compare is not None:
+            compare(plain, mean)
+        return mean
 
     return average
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+
+Centre = Literal["middle", "voxel"]
 
 _ROUNDING = 1e-9
 """28 voxels are 5 steps of 8 * (1 - 0.3), not a little more."""
@@ -73,11 +76,13 @@ class WindowAxis:
     shares: tuple[torch.Tensor, ...]
 
     @classmethod
-    def of(cls, size: int, window: int, overlap: float, sigma: float, border: int = 0) -> WindowAxis:
-        """Lays windows over ``size`` voxels; ``overlap`` and ``sigma`` as above."""
+    def of(
+        cls, size: int, window: int, overlap: float, sigma: float, border: int = 0, centre: Centre = "middle"
+    ) -> WindowAxis:
+        """Lays windows over ``size`` voxels; ``overlap``, ``sigma`` and ``centre`` as in :func:`window_axes`."""
         missing = max(0, window - size)
         starts = [start - missing // 2 for start in window_starts(size + missing, window, overlap)]
-        gaussian = _gaussian(window, sigma).double()
+        gaussian = _gaussian(window, sigma, centre).double()
         total = torch.zeros(size + missing, dtype=torch.float64)
         for start in starts:
             total[start + missing // 2 :][:window] += gaussian
@@ -88,9 +93,9 @@ class WindowAxis:
         return cls(size, window, border, tuple(starts), tuple(shares))
 
     @classmethod
-    def singly(cls, size: int) -> WindowAxis:
-        """Takes every voxel on its own: the slices of a volume for a 2-D network."""
-        return cls(size, 1, 0, tuple(range(size)), (torch.ones(1),) * size)
+    def singly(cls, size: int, border: int = 0) -> WindowAxis:
+        """Takes every voxel on its own: the slices of a volume for a 2-D network, which may see their neighbours."""
+        return cls(size, 1, border, tuple(range(size)), (torch.ones(1),) * size)
 
     def inside(self, number: int) -> tuple[int, int]:
         """Returns the first voxel of the image that window ``number`` covers, and the one after the last."""
@@ -135,7 +140,13 @@ class WindowAxis:
 
 
 def window_axes(
-    size: Sequence[int], window: Sequence[int], overlap: float, sigma: float, context: Sequence[int]
+    size: Sequence[int],
+    window: Sequence[int],
+    overlap: float,
+    sigma: float,
+    context: Sequence[int],
+    slices: int = 1,
+    centre: Centre = "middle",
 ) -> tuple[WindowAxis, ...]:
     """Lays windows over a picture or a volume; a 2-D window goes through a volume slice by slice.
 
@@ -145,17 +156,21 @@ def window_axes(
         overlap: Share of a window that the next one covers at least, in [0, 1).
         sigma: Width of the blending weight in window lengths.
         context: Voxels that the network reads beyond each side of a window, for each of its axes.
+        slices: Neighbouring slices that a 2-D network sees of a volume, the one it labels in the middle.
+        centre: Where the blending weight is 1: in the middle of a window, or at its voxel ``window // 2`` (nnU-Net).
 
     Raises:
         ValueError: when the window has another number of axes.
     """
     if len(size) not in (len(window), len(window) + 1):
         raise ValueError(f"a {len(window)}-D window does not fit an image of shape {tuple(size)}")
-    axes = [WindowAxis.of(n, w, overlap, sigma, border) for n, w, border in zip(size, window, context, strict=False)]
-    return (*axes, *(WindowAxis.singly(n) for n in size[len(window) :]))
+    sides = zip(size, window, context, strict=False)
+    axes = [WindowAxis.of(n, w, overlap, sigma, border, centre) for n, w, border in sides]
+    return (*axes, *(WindowAxis.singly(n, slices // 2) for n in size[len(window) :]))
 
 
-def _gaussian(size: int, sigma: float) -> torch.Tensor:
-    position = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+def _gaussian(size: int, sigma: float, centre: Centre = "middle") -> torch.Tensor:
+    middle = size // 2 if centre == "voxel" else (size - 1) / 2
+    position = torch.arange(size, dtype=torch.float64) - middle
     exponent = -0.5 * (position / (size * sigma)) ** 2
     return torch.exp(exponent.clamp_min(-60.0)).to(torch.float32)

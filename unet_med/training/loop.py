@@ -21,11 +21,12 @@ import numpy as np
 import torch
 
 from unet_med.config import PipelineConfig
-from unet_med.data import CachedCase, PatchDataset, patch_loader
+from unet_med.data import CachedCase
 from unet_med.device_data import DeviceCases, device_batches
 from unet_med.errors import MachineError
 from unet_med.inference.allocator import freed_memory_kept
 from unet_med.inference.device import free_memory
+from unet_med.patches import PatchDataset, patch_loader
 from unet_med.training.checkpoint import load_checkpoint, save_checkpoint
 from unet_med.training.pace import FEW_STEPS, Pace, too_few_remedy
 from unet_med.training.schedule import Schedule, schedule_by_epochs

@@ -22,7 +22,7 @@ from unet_med.inference.stream import ArrayRows, WindowStream, finished_rows, ro
 from unet_med.inference.tiling import window_axes
 from unet_med.labels import LabelMap
 from unet_med.losses import build_loss
-from unet_med.metrics import confusion_counts, dice_iou
+from unet_med.metrics import confusion_counts, dice_iou, structures
 from unet_med.networks import admissible_patch, build_network, context_voxels
 from unet_med.training.accelerate import Forward, set_up_card
 from unet_med.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
@@ -44,14 +44,21 @@ class Trainer:
         channels: Channels of the images.
         device: Where to compute.
         team: The processes that train together; left out: this one alone. All hold the same weights.
+        initial: Weights to begin with, of a network like this one; ``None``: fresh ones.
 
     Raises:
-        TrainingError: if the pipeline is not resolved.
+        TrainingError: if the pipeline is not resolved, or the weights to begin with do not fit the network.
         ConfigError: if a batch cannot be dealt out evenly.
     """
 
     def __init__(
-        self, config: PipelineConfig, labels: LabelMap, channels: int, device: torch.device, team: Team | None = None
+        self,
+        config: PipelineConfig,
+        labels: LabelMap,
+        channels: int,
+        device: torch.device,
+        team: Team | None = None,
+        initial: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         if config.dims == "auto" or config.sampling.patch_voxels == "auto" or config.sampling.batch_size == "auto":
             raise TrainingError("the pipeline is not resolved", "sampling", "resolve it with `unet-med plan`")
@@ -65,7 +72,10 @@ class Trainer:
         self.sums_of_batch = BatchSums(self.team, self.pieces) if self.pieces * self.team.world > 1 else None
         self.patch = admissible_patch(config.network, config.dims, config.sampling.patch_voxels)
         self.layout = torch.channels_last_3d if config.dims == 3 else torch.channels_last
-        self.network = build_network(config.network, config.dims, channels, labels.outputs)
+        self.channels = channels * config.network.slices
+        self.network = build_network(config.network, config.dims, self.channels, labels.outputs)
+        if initial is not None:
+            _take_over(self.network, initial)
         self.network = self.network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         set_up_card(device, config.training.precision)
         self.forward = Forward(self.network, device, config.training.compile)
@@ -93,7 +103,7 @@ class Trainer:
         the first pass.
 
         Args:
-            batch: This process's samples, as :func:`unet_med.data.patch_loader` deals them.
+            batch: This process's samples, as :func:`unet_med.patches.patch_loader` deals them.
             rate: Learning rate.
 
         Raises:
@@ -207,10 +217,12 @@ class Trainer:
         settings = self.config.inference
         dims = len(self.patch)
         context = context_voxels(self.config.network, dims)
-        axes = window_axes(case.shape, self.patch, settings.overlap, settings.gaussian_sigma, context)
+        slices = self.config.network.slices
+        sigma, centre = settings.gaussian_sigma, settings.gaussian_centre
+        axes = window_axes(case.shape, self.patch, settings.overlap, sigma, context, slices, centre)
         image, outputs = case.image(), self.labels.outputs
         request = EngineRequest(
-            network, self.patch, context, len(image), 1, False, self.device, self.precision, sha256=""
+            network, self.patch, context, self.channels, 1, False, self.device, self.precision, sha256=""
         )
         along = min(range(len(axes)), key=lambda axis: rolling_values(axes, axis, outputs))
         stream = WindowStream(ArrayRows(image), axes, along, TorchEngine(request, "training"), outputs, dims)
@@ -222,7 +234,7 @@ class Trainer:
     def validate(
         self, cases: Sequence[CachedCase], keep: Sequence[str]
     ) -> tuple[dict[str, float], dict[str, np.ndarray[Any, Any]]]:
-        """Returns mean Dice and IoU per label over cases, and the masks of the cases in ``keep``.
+        """Returns mean Dice and IoU over cases of each label and region, and the masks of the cases in ``keep``.
 
         The cases are dealt out to the team. All of it gets the scores; the masks are with the process that leads.
         """
@@ -238,7 +250,7 @@ class Trainer:
                 if case.id in keep:
                     masks[case.id] = mask
         everywhere = {name: score for part in self.team.gather(scores) for name, score in part.items()}
-        return _mean_scores([everywhere[case.id] for case in cases], self.labels.names), masks
+        return _mean_scores([everywhere[case.id] for case in cases], list(structures(self.labels))), masks
 
     # ---- checkpoint ---------------------------------------------------------------------------------------------
 
@@ -270,7 +282,8 @@ class Trainer:
         self.network.load_state_dict(dict(checkpoint.tensors["network"]))
         restore_optimizer(self.optimizer, checkpoint.tensors.get("optimizer", {}))
         if self.average is not None:
-            for name, value in checkpoint.tensors["average"].items():
+            known = checkpoint.tensors.get("average", checkpoint.tensors["network"])  # begun without an average
+            for name, value in known.items():
                 self.average[name].copy_(value)
         self.best = dict(checkpoint.tensors["best"]) if "best" in checkpoint.tensors else None
         numbers = checkpoint.numbers
@@ -318,7 +331,7 @@ def _nearest_multiple(batch: int | str, whole: int) -> int:
 def _mean_scores(
     scores: Sequence[Mapping[str, tuple[float | None, float | None]]], names: Sequence[str]
 ) -> dict[str, float]:
-    """Means over cases for each label, then over labels; a score that does not exist is left out."""
+    """Means over cases for each label or region, then over them; a score that does not exist is left out."""
     metrics: dict[str, float] = {}
     for position, kind in enumerate(("dice", "iou")):
         means = []
@@ -330,6 +343,17 @@ def _mean_scores(
         if means:
             metrics[f"val/{kind}/mean"] = float(np.mean(means))
     return metrics
+
+
+def _take_over(network: nn.Module, initial: Mapping[str, torch.Tensor]) -> None:
+    try:
+        network.load_state_dict(dict(initial))
+    except RuntimeError as error:
+        raise TrainingError(
+            "the weights to start from do not fit the network",
+            "network",
+            "start from a model with the same levels and features",
+        ) from error
 
 
 def _build_optimizer(config: PipelineConfig, network: nn.Module) -> torch.optim.Optimizer:

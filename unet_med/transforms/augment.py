@@ -193,7 +193,7 @@ def _read_box(array: npt.NDArray[Any], starts: list[int], shape: tuple[int, ...]
     if mirrored:
         patch = array
         for axis, (start, size) in enumerate(zip(starts, shape, strict=True)):
-            patch = patch.take(_mirror(np.arange(start, start + size), array.shape[axis + 1]), axis=axis + 1)
+            patch = patch.take(mirrored_index(np.arange(start, start + size), array.shape[axis + 1]), axis=axis + 1)
         return np.asarray(patch, dtype=np.float32)
     box = np.zeros((array.shape[0], *shape), dtype=np.float32)
     source, target = [slice(None)], [slice(None)]
@@ -207,8 +207,8 @@ def _read_box(array: npt.NDArray[Any], starts: list[int], shape: tuple[int, ...]
     return box
 
 
-def _mirror(index: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
-    """Indices reflected at both borders without repeating the border voxel."""
+def mirrored_index(index: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+    """Returns indices reflected at both borders of an axis, without repeating the border voxel."""
     if length == 1:
         return np.zeros_like(index)
     period = 2 * (length - 1)
@@ -270,7 +270,7 @@ def _cubic_weights(position: npt.NDArray[np.float64], control: int) -> npt.NDArr
         knot = np.floor(position).astype(int) + shift
         distance = np.abs(position - knot)
         value = np.where(distance < 1, 2 / 3 - distance**2 + distance**3 / 2, np.maximum(2 - distance, 0) ** 3 / 6)
-        np.add.at(weights, (np.arange(len(position)), _mirror(knot, control)), value)
+        np.add.at(weights, (np.arange(len(position)), mirrored_index(knot, control)), value)
     return weights
 
 

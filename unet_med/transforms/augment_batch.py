@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from unet_med.transforms.augment import IntensityChange, SpatialChange
+from unet_med.transforms.augment import IntensityChange, SpatialChange, mirrored_index
 
 _TRUNCATED = 4.0
 """Reach of a blur in standard deviations."""
@@ -92,7 +92,8 @@ def read_box(source: Tensor | npt.NDArray[Any], cut: Cut, *, mirrored_border: bo
     """
     lengths = source.shape[1:]
     if mirrored_border:
-        places = [_mirror(start, n, length) for start, n, length in zip(cut.start, cut.size, lengths, strict=True)]
+        spans = zip(cut.start, cut.size, lengths, strict=True)
+        places = [mirrored_index(np.arange(start, start + n), length) for start, n, length in spans]
         box = _part(source, [(int(place.min()), int(place.max()) + 1) for place in places])
         for axis, place in enumerate(places):
             box = box.index_select(axis + 1, send(torch.from_numpy(place - place.min()), box.device))
@@ -113,13 +114,6 @@ def _part(source: Tensor | npt.NDArray[Any], bounds: Sequence[tuple[int, int]]) 
     if isinstance(part, Tensor):
         return part
     return torch.from_numpy(np.array(part, dtype=np.int32 if part.dtype == np.uint16 else None))
-
-
-def _mirror(start: int, size: int, length: int) -> npt.NDArray[np.int64]:
-    """Indices reflected at both borders without repeating the border voxel."""
-    period = max(2 * (length - 1), 1)
-    folded = np.abs(np.arange(start, start + size)) % period
-    return np.asarray(np.minimum(folded, period - folded))
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -149,3 +149,21 @@ def test_steps_that_fit_exactly_are_not_one_more() -> None:
 def test_another_number_of_axes_is_an_error() -> None:
     with pytest.raises(ValueError, match="does not fit"):
         blended(torch.randn(1, 4, 4), torch.nn.Identity(), (4, 4, 4), 1)
+
+
+@pytest.mark.parametrize("along", [0, 1, 2])
+@pytest.mark.parametrize(("depth", "slices"), [(7, 3), (4, 5), (2, 7), (1, 3)])
+def test_a_2d_network_sees_the_neighbours_of_a_slice(along: int, depth: int, slices: int) -> None:
+    image, seen = torch.randn(2, 9, 8, depth), []
+
+    def network(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(batch.shape[1])
+        return batch
+
+    found = blended(image, network, (6, 8), 2 * slices, along=along, batch=3, slices=slices)
+    reach = slices // 2
+    mode = "reflect" if depth > 1 else "edge"
+    wide = np.pad(image.numpy(), [(0, 0)] * 3 + [(reach, reach)], mode=mode)
+    expected = [wide[channel, ..., shift : shift + depth] for channel in range(2) for shift in range(slices)]
+    assert set(seen) == {2 * slices}
+    torch.testing.assert_close(found, torch.from_numpy(np.stack(expected)))

@@ -17,8 +17,8 @@ import pytest
 import torch
 from toy_training import LABELS, toy_cases, toy_config, train_toy
 
-from unet_med.data import PatchDataset, patch_loader
 from unet_med.errors import ConfigError, Terminated, TrainingError
+from unet_med.patches import PatchDataset, patch_loader
 from unet_med.training.checkpoint import load_checkpoint
 from unet_med.training.distributed import Team
 from unet_med.training.trainer import Trainer
