@@ -137,7 +137,7 @@ def _ramps(first: LabelArray, middle: LabelArray, last: LabelArray) -> int:
 
 def _border_share(labelled: npt.NDArray[np.bool_]) -> float:
     shares = [
-        float(np.mean([labelled.take(0, axis).mean(), labelled.take(-1, axis).mean()]))
+        float(np.moveaxis(labelled, axis, 0)[[0, -1]].mean())
         for axis, length in enumerate(labelled.shape)
         if length > 2
     ]

@@ -89,7 +89,7 @@ def _means(array: Grey, starts: Sequence[npt.NDArray[np.intp]], cell: Sequence[i
     means = array
     for axis, begin in enumerate(starts):
         if cell is not None:
-            means = means.take(np.arange(len(begin) * cell[axis]), axis=axis)
+            means = means[(slice(None),) * axis + (slice(len(begin) * cell[axis]),)]
         sums = np.add.reduceat(means, begin, axis=axis, dtype=np.float64)
         lengths = np.maximum(1, np.diff(np.append(begin, means.shape[axis])))
         means = sums / lengths.reshape([-1 if other == axis else 1 for other in range(array.ndim)])

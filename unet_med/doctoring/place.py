@@ -69,7 +69,7 @@ def air_limit(grey: Grey) -> float | None:
     """
     from skimage.filters import threshold_otsu
 
-    sample = np.asarray(grey.ravel()[:: max(1, grey.size // _SAMPLE)], dtype=np.float64)
+    sample = np.asarray(grey.ravel(order="K")[:: max(1, grey.size // _SAMPLE)], dtype=np.float64)
     low, high = np.percentile(sample, (0.5, 99.5))
     if high <= low:
         return None
