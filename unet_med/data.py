@@ -163,7 +163,7 @@ def read_target(
     stored = case.case.read_label() if stored is None else stored
     dtype = np.uint8 if max(len(labels.labels), labels.ignored or 0) < 256 else np.uint16
     if case.case.instances:
-        target = np.asarray(stored > 0, dtype=dtype)
+        target: npt.NDArray[np.uint8 | np.uint16] = np.asarray(stored > 0, dtype=dtype)
         if labels.ignored is not None:
             target[stored == labels.ignored] = labels.ignored
         return target

@@ -16,9 +16,10 @@ from torch import nn
 
 from unet_med.bundle import Bundle, labels_of
 from unet_med.config import PipelineConfig, parse_config
+from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
 from unet_med.inference.predictor import OUTSIDE_LOGIT, Predictor
-from unet_med.networks import admissible_patch, build_network, context_voxels
+from unet_med.networks import admissible_patch, build_network, context_voxels, input_channels
 from unet_med.transforms.preprocess import Preprocessor
 from unet_med.volume import Volume
 
@@ -64,7 +65,11 @@ def _plain_logits(image: torch.Tensor, network: nn.Module, config: PipelineConfi
     """(C, *s) to (outputs, *s): every window of the whole image, blended in float64."""
     dims = 2 if config.dims == 2 else 3
     if image.ndim - 1 > dims:
-        return torch.stack([_plain_logits(plane, network, config) for plane in image.unbind(-1)], dim=-1)
+        reach = config.network.slices // 2
+        mode = "reflect" if image.shape[-1] > 1 else "edge"
+        wide = torch.from_numpy(np.pad(image.numpy(), [*[(0, 0)] * (image.ndim - 1), (reach, reach)], mode=mode))
+        shown = [wide[..., k : k + 2 * reach + 1].movedim(-1, 1).flatten(0, 1) for k in range(image.shape[-1])]
+        return torch.stack([_plain_logits(planes, network, config) for planes in shown], dim=-1)
     window = admissible_patch(config.network, dims, config.sampling.patch_voxels)
     border = context_voxels(config.network, dims)
     size = image.shape[1:]
@@ -153,7 +158,7 @@ def _bundle(seed: int, dims: int, **changes: Any) -> Bundle:
     ).replacing({key.replace("__", "."): value for key, value in changes.items()})
     torch.manual_seed(seed)
     map_ = labels_of(config)
-    network = build_network(config.network, dims, 1, map_.outputs)
+    network = build_network(config.network, dims, input_channels(config.network, ("c",)), map_.outputs)
     state = {key: torch.randn_like(value) * 0.4 for key, value in network.state_dict().items()}
     bundle = Bundle(config, map_, ("c",), state, {}, "0" * 64)
     _balance(bundle)
@@ -165,7 +170,7 @@ def _balance(bundle: Bundle) -> None:
     dims, network = bundle.dims, bundle.config.network
     size = [8 + 2 * border for border in context_voxels(network, dims)]
     with torch.inference_mode():
-        outputs = bundle.network()(torch.randn(4, 1, *size)).transpose(0, 1).flatten(1)
+        outputs = bundle.network()(torch.randn(4, network.slices, *size)).transpose(0, 1).flatten(1)
     deviation = outputs.std(dim=1).clamp_min(1e-3)
     bundle.state["heads.0.weight"] /= deviation.view(-1, *[1] * (dims + 1))
     bundle.state["heads.0.bias"] -= outputs.mean(dim=1)
@@ -236,6 +241,18 @@ def test_a_two_dimensional_model_on_volumes(seed: int, shape: tuple[int, ...], r
 
 
 @_SETTINGS
+@given(_seeds, _shapes(3), st.sampled_from([3, 5]), st.booleans(), st.booleans(), st.integers(0, 7), st.integers(0, 2))
+def test_neighbouring_slices_of_volumes(
+    seed: int, shape: tuple[int, ...], slices: int, classic: bool, mirror: bool, turn: int, empty: int
+) -> None:
+    empty = empty if min(shape) > 2 * empty + 1 else 0
+    changes = {"inference__mirror": mirror, "preprocess__crop_to_nonzero": empty > 0, "network__slices": slices}
+    bundle = _bundle(seed, 2, style="classic" if classic else "modern", **changes)
+    shape = tuple(max(n, 2) for n in shape) if classic else shape
+    _agrees([bundle], _volume(seed, shape, (0.8, 1.3, 3.0), turn, empty))
+
+
+@_SETTINGS
 @given(_seeds, _shapes(2, 40), _overlaps, st.booleans(), st.integers(0, 3))
 def test_pictures(seed: int, shape: tuple[int, ...], overlap: float, mirror: bool, turn: int) -> None:
     bundle = _bundle(seed, 2, inference__overlap=overlap, inference__mirror=mirror, preprocess__spacing_mm=[1.0, 1.0])
@@ -271,3 +288,9 @@ def test_several_models_of_different_windows_and_grids(seed: int, shape: tuple[i
     first = _bundle(seed, 3, preprocess__spacing_mm=[1.0, 1.0, 1.0])
     second = _bundle(seed + 1, 3, sampling__patch_voxels=[12, 6, 8], preprocess__spacing_mm=[1.4, 0.9, 1.1])
     _agrees([first, second], _volume(seed, shape, (0.9, 1.0, 1.6), 6))
+
+
+def test_a_model_of_neighbouring_slices_labels_no_picture() -> None:
+    predictor = Predictor([_bundle(0, 2, network__slices=3)], "cpu")
+    with pytest.raises(InputRefusedError, match="made for volumes, the image is a picture"):
+        predictor.predict(_volume(0, (16, 16), (1.0, 1.0)))

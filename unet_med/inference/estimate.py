@@ -28,7 +28,7 @@ from unet_med.inference.predictor import CHUNK_VALUES, CPU_BATCH
 from unet_med.inference.stream import ROWS_READ, rolling_values
 from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.io.cases import Case
-from unet_med.networks import admissible_patch, context_voxels
+from unet_med.networks import admissible_patch, context_voxels, input_channels
 
 _POLL_SECONDS = 0.002
 _FEWEST_RUNS, _MOST_RUNS, _TIMING_SECONDS = 2, 10, 3.0
@@ -193,7 +193,8 @@ def measure_window(
     context = context_voxels(config.network, dims)
     size = [edge + 2 * border for edge, border in zip(window, context, strict=True)]
     layout = torch.channels_last_3d if dims == 3 else torch.channels_last
-    image = torch.randn(batch, len(config.channels), *size).to(device=device, memory_format=layout)
+    channels = input_channels(config.network, config.channels)
+    image = torch.randn(batch, channels, *size).to(device=device, memory_format=layout)
     network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     network.train(training)
 
@@ -411,6 +412,7 @@ def _axes(geometry: Geometry, config: PipelineConfig) -> Sequence[WindowAxis]:
         settings.overlap,
         settings.gaussian_sigma,
         context_voxels(config.network, dims),
+        config.network.slices,
     )
 
 

@@ -25,7 +25,7 @@ from unet_med.inference.engine import Engine, EngineRequest, open_engine
 from unet_med.inference.stream import WindowStream, mirrored, rolling_values
 from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.labels import LabelMap
-from unet_med.networks import admissible_patch, context_voxels
+from unet_med.networks import admissible_patch, context_voxels, input_channels
 from unet_med.transforms.postprocess import postprocess_labels
 from unet_med.transforms.preprocess import Prepared, Preprocessor
 from unet_med.transforms.resample import linear_rows, linear_support
@@ -101,6 +101,11 @@ class _Model:
         """Channels that are blended: the features of the finest level where they are fewer than the outputs."""
         return _finest_features(self.bundle) if self.blends_features else self.bundle.labels.outputs
 
+    @property
+    def sees_volumes(self) -> bool:
+        """Whether a picture is not enough for it."""
+        return self.bundle.dims == 3 or self.bundle.config.network.slices > 1
+
     def engine(self, tiles: Tiles, precision: torch.dtype) -> Engine:
         """Returns what runs windows of this size; the one of the last case where that fits."""
         key = (tiles, precision)
@@ -112,7 +117,7 @@ class _Model:
                 network=self.network,
                 window=tiles.window,
                 context=self.context,
-                channels=len(self.bundle.channels),
+                channels=input_channels(self.bundle.config.network, self.bundle.channels),
                 batch=tiles.batch,
                 features=self.blends_features,
                 device=self.device,
@@ -131,7 +136,8 @@ class _Model:
     def axes(self, size: Sequence[int], tiles: Tiles) -> tuple[WindowAxis, ...]:
         """Lays windows over an image of the network's grid."""
         settings = self.bundle.config.inference
-        return window_axes(size, tiles.window, settings.overlap, settings.gaussian_sigma, self.context)
+        slices = self.bundle.config.network.slices
+        return window_axes(size, tiles.window, settings.overlap, settings.gaussian_sigma, self.context, slices)
 
 
 @dataclass(frozen=True)
@@ -234,7 +240,7 @@ class Predictor:
                 f"made for {channels} {'channel' if channels == 1 else 'channels'}, the image has {volume.channels}",
                 remedy="choose channels with --channel, or use a model that was trained on such images",
             )
-        if volume.geometry.ndim == 2 and any(model.bundle.dims == 3 for model in self._models):
+        if volume.geometry.ndim == 2 and any(model.sees_volumes for model in self._models):
             raise InputRefusedError(
                 "the model is made for volumes, the image is a picture",
                 remedy="use a 2-D model, or say with --axes which axis of the stack is depth",

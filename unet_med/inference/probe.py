@@ -21,7 +21,7 @@ from unet_med.inference.peak import PeakMeter
 from unet_med.inference.predictor import Predictor
 from unet_med.io.cases import Case
 from unet_med.io.sinks import open_mask_sink
-from unet_med.networks import admissible_patch, context_voxels
+from unet_med.networks import admissible_patch, context_voxels, input_channels
 from unet_med.overlays import outline_preview
 from unet_med.volume import ArraySource, Volume
 
@@ -148,7 +148,7 @@ def _time_engine(predictor: Predictor, bundle: Bundle) -> tuple[Engine, float, f
         network=network,
         window=admissible_patch(config.network, bundle.dims, _patch(bundle)),
         context=context_voxels(config.network, bundle.dims),
-        channels=len(bundle.channels),
+        channels=input_channels(config.network, bundle.channels),
         batch=1,
         features=blends_features,
         device=device,

@@ -39,7 +39,7 @@ from unet_med.inference.worker import Probe, Setup
 from unet_med.io.cases import Case, group_cases
 from unet_med.io.dicom.pixels import missing_decoder
 from unet_med.io.discover import discover
-from unet_med.networks import build_network
+from unet_med.networks import build_network, input_channels
 from unet_med.training.tracking import leftover_file_store
 from unet_med.version import __version__
 from unet_med.workflows.outcome import MACHINE, NOTHING_USABLE, Outcome
@@ -214,7 +214,8 @@ def _load(target: str) -> tuple[PipelineConfig, torch.nn.Module, str]:
                 "resolve it with `unet-med plan`, or give the pipeline.yaml of a run",
             )
         dims = 2 if config.dims == 2 else 3
-        return config, build_network(config.network, dims, len(config.channels), labels_of(config).outputs), "pipeline"
+        channels = input_channels(config.network, config.channels)
+        return config, build_network(config.network, dims, channels, labels_of(config).outputs), "pipeline"
     bundle = load_bundle(target)
     return bundle.config, bundle.network(), "model"
 
