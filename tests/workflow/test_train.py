@@ -191,14 +191,6 @@ def test_interrupted_and_resumed_doubles_nothing_in_mlflow(
     assert [m.step for m in client.get_metric_history(resumed.info.run_id, "train/loss")] == [1, 2, 3, 4]
 
 
-def test_every_fold_in_turn(place: Path) -> None:
-    outcome = go(place, fold="cv", overrides=["training.epochs=1"])
-    assert outcome.result["n_cases"] == 6
-    assert set(outcome.result["folds"]) == {"fold_0", "fold_1", "fold_2"}
-    for number in range(3):
-        assert load_bundle(place / "RUN" / f"fold_{number}").meta["training"]["n_cases"] == 4
-
-
 def test_a_full_disk_stops_with_the_remedy(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
