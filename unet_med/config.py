@@ -40,6 +40,7 @@ Spacing = tuple[Annotated[float, Field(gt=0)], ...]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Axis = Annotated[int, Field(ge=0, le=2)]
 
 
 class _Model(BaseModel):
@@ -112,25 +113,49 @@ class LabelEntry(_Model):
 class ChannelNormalisation(_Model):
     """How one channel's intensities are brought to about zero mean and unit deviation."""
 
-    scheme: Literal["zscore", "ct", "percentile", "none"] = "zscore"
+    scheme: Literal["zscore", "ct", "percentile", "rescale", "none"] = Field(
+        "zscore", description="rescale: lowest value to 0, highest to 1"
+    )
     window: tuple[float, float] | None = Field(
         None, description="ct: clip to this range first (HU), the 0.5 and 99.5 percentiles of the foreground"
     )
     mean: float | None = Field(None, description="ct: mean of the foreground")
     sd: Positive | None = Field(None, description="ct: standard deviation of the foreground")
+    inside: Literal["all", "nonzero", "filled"] | None = Field(
+        None,
+        description="zscore, percentile: voxels that mean and deviation are of, all others become 0; nonzero: in any "
+        "channel; filled: and the holes in them; null: nonzero where crop_to_nonzero, else all",
+    )
 
 
 class Preprocess(_Model):
     """From the image as it is stored to the grid and the intensities that the network sees."""
 
     spacing_mm: Auto | Spacing | None = Field(
-        "auto", description="spacing of the network's grid along R, A, S; null keeps every image's own voxels"
+        "auto",
+        description="spacing of the network's grid along its axes (R, A, S); null keeps every image's own voxels",
     )
     normalisation: Auto | list[ChannelNormalisation] = Field(
         "auto", description="one entry for each channel; auto: ct for CT, else zscore for each image"
     )
     crop_to_nonzero: Auto | bool = Field("auto", description="leave out the outer voxels that are exactly 0")
     image_order: Literal[0, 1, 3] = Field(3, description="spline order of resampling images")
+    resampling: Literal["plain", "nnunet"] = Field(
+        "plain",
+        description="nnunet: images keep to the range of what they came from; logits return by the nearest slice along "
+        "an axis that is resampled so on the way in",
+    )
+    orientation: Literal["RAS", "stored"] = Field("RAS", description="stored: the axes as the file has them")
+    axes: tuple[Axis, Axis, Axis] | None = Field(
+        None,
+        description="order of the oriented axes for the network; a 2-D network sees the first two; null: as they are",
+    )
+
+    @model_validator(mode="after")
+    def _axes_are_each_once(self) -> Self:
+        if self.axes is not None and sorted(self.axes) != [0, 1, 2]:
+            raise ValueError(f"axes {list(self.axes)} is no order of 0, 1 and 2")
+        return self
 
 
 class Network(_Model):
@@ -270,6 +295,9 @@ class Inference(_Model):
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="share of a window that the next one covers")
     gaussian_sigma: Positive = Field(0.125, description="width of the blending weight, in window lengths")
+    gaussian_centre: Literal["middle", "voxel"] = Field(
+        "middle", description="voxel: nnU-Net's, half a voxel behind the middle of a window of even size"
+    )
     mirror: bool = Field(False, description="average over flips along the axes that training mirrored")
     skip_empty: bool = Field(True, description="leave out windows that hold nothing, by the rule learnt in training")
     engine: Literal["auto", "openvino", "torch"] = Field(

@@ -29,6 +29,7 @@ from unet_med.inference.stream import ROWS_READ, rolling_values
 from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.io.cases import Case
 from unet_med.networks import admissible_patch, context_voxels, input_channels
+from unet_med.transforms.preprocess import network_axes
 
 _POLL_SECONDS = 0.002
 _FEWEST_RUNS, _MOST_RUNS, _TIMING_SECONDS = 2, 10, 3.0
@@ -290,7 +291,7 @@ def held_bytes(size: CaseSize, config: PipelineConfig) -> Held:
     rolling = [rolling_values(axes, along, channels, CPU_BATCH[dims]) for along in range(len(axes))]
     along = rolling.index(min(rolling))
     thickness = min(axes[along].size, axes[along].window + 2 * axes[along].border)
-    length = size.geometry.shape[size.geometry.canonical_axes()[0][along]]
+    length = size.geometry.shape[network_axes(size.geometry, config.preprocess)[0][along]]
     row = size.voxels // max(1, length)
     final = -(-length * min(axes[along].window, axes[along].size) // axes[along].size)
     rows = max(row, min(row * final, CHUNK_VALUES // outputs))
@@ -423,7 +424,7 @@ def _outputs(config: PipelineConfig) -> int:
 def _network_shape(geometry: Geometry, config: PipelineConfig) -> Sequence[int]:
     """Shape of the image on the network's grid, without the cropping that only its voxels decide."""
     spacing, own = config.preprocess.spacing_mm, geometry.spacing_mm
-    turned = geometry.reoriented(*geometry.canonical_axes())
+    turned = geometry.reoriented(*network_axes(geometry, config.preprocess))
     if spacing is None or spacing == "auto" or own is None or turned.spacing_mm is None:
         return turned.shape
     wanted = tuple(spacing) + turned.spacing_mm[len(spacing) :]

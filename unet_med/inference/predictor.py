@@ -28,7 +28,7 @@ from unet_med.labels import LabelMap
 from unet_med.networks import admissible_patch, context_voxels, input_channels
 from unet_med.transforms.postprocess import postprocess_labels
 from unet_med.transforms.preprocess import Prepared, Preprocessor
-from unet_med.transforms.resample import linear_rows, linear_support
+from unet_med.transforms.resample import spline_rows, spline_support
 from unet_med.volume import Volume
 
 CHUNK_VALUES = 2**24
@@ -137,7 +137,8 @@ class _Model:
         """Lays windows over an image of the network's grid."""
         settings = self.bundle.config.inference
         slices = self.bundle.config.network.slices
-        return window_axes(size, tiles.window, settings.overlap, settings.gaussian_sigma, self.context, slices)
+        sigma, centre = settings.gaussian_sigma, settings.gaussian_centre
+        return window_axes(size, tiles.window, settings.overlap, sigma, self.context, slices, centre)
 
 
 @dataclass(frozen=True)
@@ -234,11 +235,12 @@ class Predictor:
         )
 
     def _check(self, volume: Volume) -> None:
-        channels = len(self._models[0].bundle.channels)
+        names = self._models[0].bundle.channels
+        channels = len(names)
         if volume.channels != channels:
             raise ModelError(
                 f"made for {channels} {'channel' if channels == 1 else 'channels'}, the image has {volume.channels}",
-                remedy="choose channels with --channel, or use a model that was trained on such images",
+                remedy=f"it needs {', '.join(names)}: choose them with --channel, or use a model made for such images",
             )
         if volume.geometry.ndim == 2 and any(model.sees_volumes for model in self._models):
             raise InputRefusedError(
@@ -388,6 +390,7 @@ class _ModelRows:
         self._exact = setting.precision == torch.float32
         self._grid = prepared.geometry.shape
         self._box = prepared.box
+        self._orders = prepared.back
         self._shape = tuple(prepared.reference.shape[axis] for axis in prepared.order)
         rule = model.skip(setting.tiles)
         self._stream = WindowStream(
@@ -419,10 +422,11 @@ class _ModelRows:
         box, size = self._box[self._along], self._grid[self._along]
         if self._stream.is_finished:
             return self._shape[self._along]
+        order = self._orders[self._along]
         low, high = 0, box.stop - box.start
         while low < high:  # the last row that needs nothing beyond what is final
             middle = (low + high + 1) // 2
-            _, needed = linear_support(box.stop - box.start, size, middle - 1, middle)
+            _, needed = spline_support(order, box.stop - box.start, size, middle - 1, middle)
             low, high = (middle, high) if needed <= self._stream.ready else (low, middle - 1)
         return int(box.start) + low
 
@@ -430,7 +434,7 @@ class _ModelRows:
         """Runs the next windows; rows before :attr:`ready` are forgotten."""
         box, size = self._box[self._along], self._grid[self._along]
         row = min(max(self.ready - box.start, 0), box.stop - box.start - 1)
-        needed, _ = linear_support(box.stop - box.start, size, row, row + 1)
+        needed, _ = spline_support(self._orders[self._along], box.stop - box.start, size, row, row + 1)
         self._stream.advance(needed)
 
     def logits(self, start: int, stop: int) -> Tensor:
@@ -457,12 +461,13 @@ class _ModelRows:
     def _inside(self, start: int, stop: int) -> Tensor:
         """Logits of rows that are counted from the beginning of the box."""
         box = [part.stop - part.start for part in self._box]
-        low, high = linear_support(box[self._along], self._grid[self._along], start, stop)
-        values = self._stream.rows(low, high)
-        values = linear_rows(values, self._along + 1, low, self._grid[self._along], box[self._along], start, stop)
+        order = self._orders[self._along]
+        low, high = spline_support(order, box[self._along], self._grid[self._along], start, stop)
+        sizes = self._grid[self._along], box[self._along]
+        values = spline_rows(self._stream.rows(low, high), self._along + 1, order, low, *sizes, start, stop)
         for axis, (size, wanted) in enumerate(zip(self._grid, box, strict=True)):
             if axis != self._along:
-                values = linear_rows(values, axis + 1, 0, size, wanted, 0, wanted)
+                values = spline_rows(values, axis + 1, self._orders[axis], 0, size, wanted, 0, wanted)
         gaps = None
         if self._stream.holds_gaps:
             values, gaps = values[:-1], values[-1] > 0.5
@@ -550,6 +555,17 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
                 "--also",
                 "average models of one task only",
             )
+        if _axes(other) != _axes(first):
+            raise ModelError(
+                "the models see the axes of an image in different orders",
+                "--also",
+                "average models that were made in one way: trained here, or imported from one nnU-Net configuration",
+            )
+
+
+def _axes(bundle: Bundle) -> tuple[str, tuple[int, ...] | None]:
+    settings = bundle.config.preprocess
+    return settings.orientation, settings.axes
 
 
 def _smaller(model: _Model, setting: _Setting) -> _Setting | None:

@@ -23,6 +23,7 @@ from unet_med.io.cases import Case
 from unet_med.io.sinks import open_mask_sink
 from unet_med.networks import admissible_patch, context_voxels, input_channels
 from unet_med.overlays import outline_preview
+from unet_med.transforms.preprocess import network_axes
 from unet_med.volume import ArraySource, Volume
 
 T = TypeVar("T")
@@ -80,7 +81,7 @@ def measure_rates(predictor: Predictor, bundle: Bundle, case: Case, windows: int
 def _middle(volume: Volume, bundle: Bundle) -> Volume:
     """The middle of an image, as large as a window; noise where there is nothing to see in it."""
     config, geometry = bundle.config, volume.geometry
-    order, _ = geometry.canonical_axes()
+    order, _ = network_axes(geometry, config.preprocess)
     wanted, own = config.preprocess.spacing_mm, geometry.spacing_mm
     window = admissible_patch(config.network, bundle.dims, _patch(bundle))
     box = [slice(0, n) for n in geometry.shape]

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 from torch import Tensor
 
 from unet_med.config import ChannelNormalisation
@@ -25,6 +26,9 @@ _PERCENTILES = (0.5, 99.5)
 Chunk = tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]
 """Values of some voxels of one channel, and which of them count (``None``: all)."""
 
+Inside = Literal["all", "nonzero", "filled"]
+"""Which voxels count: all; those of which any channel is not 0; these and the holes that they enclose."""
+
 
 @dataclass(frozen=True)
 class Intensity:
@@ -33,22 +37,22 @@ class Intensity:
     Attributes:
         limits: Values are clipped to this range first.
         mean, sd: In units of the image.
-        masked: Whether voxels that are 0 in every channel become 0.
+        inside: Voxels that are normalised; all others become 0.
     """
 
     limits: tuple[float, float] | None = None
     mean: float = 0.0
     sd: float = 1.0
-    masked: bool = False
+    inside: Inside = "all"
 
     def apply_(self, values: Tensor, outside: Tensor | None) -> None:
-        """Changes ``values`` (*s) float32 in place; ``outside`` (*s) says which voxels are 0 in every channel."""
+        """Changes ``values`` (*s) float32 in place; ``outside`` (*s) says which voxels are not inside."""
         if self == Intensity():
             return
         if self.limits is not None:
             values.clamp_(*self.limits)
         values.sub_(self.mean).div_(self.sd)
-        if self.masked and outside is not None:
+        if self.inside != "all" and outside is not None:
             values.masked_fill_(outside, 0.0)
 
 
@@ -73,28 +77,47 @@ def nonzero_box(image: npt.NDArray[Any]) -> Region:
     return tuple(box)
 
 
+def filled(image: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Returns where any channel of ``image`` (C, *s) is not 0, and the holes that these voxels enclose.
+
+    A picture has no holes: nnU-Net takes it for a volume of one slice, which encloses nothing.
+    """
+    found = np.asarray((image != 0).any(axis=0))
+    return np.asarray(ndimage.binary_fill_holes(found)) if found.ndim == 3 else found
+
+
 def measure(
-    image: npt.NDArray[Any], settings: Sequence[ChannelNormalisation], nonzero_only: bool
+    image: npt.NDArray[Any],
+    settings: Sequence[ChannelNormalisation],
+    nonzero_only: bool,
+    mask: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[Intensity, ...]:
     """Returns how each channel of ``image`` (C, *s) is to be normalised.
 
     Args:
         image: Any real dtype and memory order.
         settings: One for each channel.
-        nonzero_only: Mean and deviation are those of the voxels of which any channel is not 0.
+        nonzero_only: For channels that leave ``inside`` open: whether only voxels count of which any channel is not 0.
+        mask: What :func:`filled` returns; needed where a channel is to be measured inside of it.
 
     Raises:
         InputRefusedError: for a constant channel, or one with values that are not finite.
         ConfigError: if ``ct`` lacks its numbers.
     """
-    return tuple(
-        _measure_channel(_Channel(image, number, nonzero_only), one, number) for number, one in enumerate(settings)
-    )
+    usual: Inside = "nonzero" if nonzero_only else "all"
+    return tuple(_measure_channel(image, one, number, one.inside or usual, mask) for number, one in enumerate(settings))
 
 
-def _measure_channel(channel: _Channel, settings: ChannelNormalisation, number: int) -> Intensity:
+def _measure_channel(
+    image: npt.NDArray[Any],
+    settings: ChannelNormalisation,
+    number: int,
+    inside: Inside,
+    mask: npt.NDArray[np.bool_] | None,
+) -> Intensity:
     if settings.scheme == "none":
         return Intensity()
+    channel = _Channel(image, number, inside != "all", mask if inside == "filled" else None)
     lowest, highest = _extremes(channel)
     if np.isnan(lowest) or (settings.scheme != "ct" and not np.isfinite([lowest, highest]).all()):
         raise InputRefusedError(
@@ -109,12 +132,14 @@ def _measure_channel(channel: _Channel, settings: ChannelNormalisation, number: 
         if settings.window is None or settings.mean is None or settings.sd is None:
             raise ConfigError("ct normalisation needs window, mean and sd", "preprocess.normalisation", "leave it auto")
         return Intensity(settings.window, settings.mean, settings.sd)
+    if settings.scheme == "rescale":
+        return Intensity(None, lowest, highest - lowest)
     limits = None
     if settings.scheme == "percentile":
         low, high = quantiles(channel, [percent / 100 for percent in _PERCENTILES])
         limits = (low, high) if high > low else None
     mean, sd = _moments(channel, limits)
-    return Intensity(limits, mean, max(sd, 1e-8), channel.nonzero_only)
+    return Intensity(limits, mean, max(sd, 1e-8), inside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,16 +149,21 @@ class _Channel:
     image: npt.NDArray[Any]
     number: int
     nonzero_only: bool
+    mask: npt.NDArray[np.bool_] | None = None
 
     def __iter__(self) -> Iterator[Chunk]:
+        if self.mask is not None:
+            for chunk, part in zip(_chunks(self.image), _chunks(self.mask[None], self.image), strict=True):
+                yield np.asarray(chunk[self.number], dtype=np.float32), part[0]
+            return
         for chunk in _chunks(self.image):
             values = np.asarray(chunk[self.number], dtype=np.float32)
             yield values, (chunk != 0).any(axis=0) if self.nonzero_only else None
 
 
-def _chunks(image: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Yields views (C, *part) of an image (C, *s), the spatial axes in the order of memory."""
-    image = image.transpose(0, *_slowest_first(image))
+def _chunks(image: npt.NDArray[Any], guide: npt.NDArray[Any] | None = None) -> Iterator[npt.NDArray[Any]]:
+    """Yields views (C, *part) of an image (C, *s), the spatial axes in the order of memory, of ``guide``'s if given."""
+    image = image.transpose(0, *_slowest_first(image if guide is None else guide))
     step = max(1, _CHUNK_VOXELS // prod(image.shape[2:]))
     for start in range(0, image.shape[1], step):
         yield image[:, start : start + step]

@@ -7,22 +7,26 @@ follow nnU-Net (Isensee et al., Nature Methods 18, 203-211, 2021).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from unet_med.config import ChannelNormalisation, PipelineConfig
+from unet_med.config import ChannelNormalisation, PipelineConfig, Preprocess
 from unet_med.errors import ConfigError, InputRefusedError, ModelError
 from unet_med.geometry import Geometry, reorient
-from unet_med.transforms.intensity import Intensity, measure, nonzero_box
-from unet_med.transforms.resample import GridChange, Scratch, resample_labels
+from unet_med.transforms.intensity import Intensity, filled, measure, nonzero_box
+from unet_med.transforms.resample import GridChange, Order, Scratch, resample_labels
 from unet_med.volume import Region, Volume
 
 ANISOTROPY_RATIO = 3.0
 """Above this ratio of spacings the coarse axis is resampled separately, by the nearest slice."""
+
+_RANGE_ROWS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,7 @@ class Prepared:
         reference: The grid the image came on.
         order, flips: How the axes were turned (see :func:`unet_med.geometry.reorient`).
         box: The part of the turned image that was kept.
+        back: Spline orders by which logits go back to the image, one for each axis: linear, or the nearest slice.
     """
 
     geometry: Geometry
@@ -43,9 +48,12 @@ class Prepared:
     order: tuple[int, ...]
     flips: tuple[bool, ...]
     box: Region
+    back: tuple[Order, ...]
     _image: npt.NDArray[Any]
     _intensities: tuple[Intensity, ...]
     _change: GridChange
+    _mask: npt.NDArray[np.bool_] | None = None
+    _keeps_range: bool = False
 
     def slab(self, axis: int, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
         """Returns the rows [start, stop) along a spatial axis: (C, *grid) float32, the other axes whole.
@@ -59,7 +67,8 @@ class Prepared:
             stop: The row after the last.
             device: Where to compute; ``None``: on the CPU.
         """
-        return self._change.slab(self._normalised(axis, start, stop, device), axis, start, stop)
+        rows = self._normalised(axis, *self._change.support(axis, start, stop), device)
+        return self._within_range(self._change.slab(rows, axis, start, stop), axis, start, stop)
 
     @property
     def array(self) -> npt.NDArray[np.float32]:
@@ -68,17 +77,48 @@ class Prepared:
         scratch = Scratch()
         for start, stop in self._change.chunks():
             place = torch.from_numpy(whole[:, start:stop])
-            self._change.slab(self._normalised(0, start, stop), 0, start, stop, place, scratch)
+            rows = self._normalised(0, *self._change.support(0, start, stop))
+            self._within_range(self._change.slab(rows, 0, start, stop, place, scratch), 0, start, stop)
         return whole
 
     def _normalised(self, axis: int, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
-        """What the rows [start, stop) are resampled from."""
-        cut = self._image[(slice(None),) * (axis + 1) + (slice(*self._change.support(axis, start, stop)),)]
+        """The rows [start, stop) of the kept image along an axis, (C, *s)."""
+        rows = (slice(None),) * axis + (slice(start, stop),)
+        cut = self._image[(slice(None), *rows)]
         values = torch.from_numpy(np.array(cut, dtype=np.float32, order="C")).to(device or "cpu")
-        outside = (values == 0).all(dim=0) if any(one.masked for one in self._intensities) else None
+        kinds = {one.inside for one in self._intensities}
+        outside = {}
+        if "nonzero" in kinds:
+            outside["nonzero"] = (values == 0).all(dim=0)
+        if "filled" in kinds and self._mask is not None:
+            outside["filled"] = torch.from_numpy(~self._mask[rows]).to(values.device)
         for channel, intensity in zip(values, self._intensities, strict=True):
-            intensity.apply_(channel, outside)
+            intensity.apply_(channel, outside.get(intensity.inside))
         return values
+
+    def _within_range(self, rows: torch.Tensor, axis: int, start: int, stop: int) -> torch.Tensor:
+        """Takes back in place what a spline overshoots: values of ``rows`` beyond those that it interpolates."""
+        if not self._keeps_range or self._change.source == self._change.target:
+            return rows
+        lowest, highest = (limit.to(rows.device) for limit in self._range)
+        if axis == self._change.coarse:
+            lowest, highest = (limit.narrow(axis + 1, start, stop - start) for limit in (lowest, highest))
+        return torch.clamp(rows, lowest, highest, out=rows)
+
+    @cached_property
+    def _range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lowest and highest value of each channel, of each slice where slices are interpolated on their own."""
+        coarse = self._change.coarse
+        axis = 0 if coarse is None else coarse
+        others = tuple(n + 1 for n in range(self._image.ndim - 1) if n != axis)
+        size = self._image.shape[axis + 1]
+        rows = [self._normalised(axis, n, min(n + _RANGE_ROWS, size)) for n in range(0, size, _RANGE_ROWS)]
+        lowest = torch.cat([part.amin(others, keepdim=True) for part in rows], axis + 1)
+        highest = torch.cat([part.amax(others, keepdim=True) for part in rows], axis + 1)
+        if coarse is None:
+            return lowest.amin(axis + 1, keepdim=True), highest.amax(axis + 1, keepdim=True)
+        nearest = self._change.nearest(coarse)
+        return lowest.index_select(axis + 1, nearest), highest.index_select(axis + 1, nearest)
 
 
 class Preprocessor:
@@ -98,6 +138,7 @@ class Preprocessor:
         self._spacing_mm = settings.spacing_mm
         self._crop = settings.crop_to_nonzero
         self._image_order = settings.image_order
+        self._settings = settings
 
     def prepare(self, volume: Volume) -> Prepared:
         """Decides on the grid and measures the intensities; the volume is neither copied nor changed.
@@ -113,25 +154,33 @@ class Preprocessor:
                 f"made for {len(self._normalisation)} channels, the image has {volume.channels}",
                 remedy="choose the channels with --channel, or train on images like these",
             )
-        order, flips = volume.geometry.canonical_axes()
+        order, flips = network_axes(volume.geometry, self._settings)
         turned = reorient(volume.array, order, flips)
         geometry = volume.geometry.reoriented(order, flips)
         box = nonzero_box(turned) if self._crop else tuple(slice(0, n) for n in geometry.shape)
         image = turned[(slice(None), *box)]
-        intensities = measure(image, self._normalisation, nonzero_only=self._crop)
+        mask = filled(image) if any(one.inside == "filled" for one in self._normalisation) else None
+        intensities = measure(image, self._normalisation, nonzero_only=self._crop, mask=mask)
         kept = geometry.crop(box)
-        grid = self._network_grid(kept)
-        change = GridChange(kept.shape, grid.shape, self._image_order, _coarse_axis(kept, grid))
-        return Prepared(grid, volume.geometry, order, flips, box, image, intensities, change)
+        wanted = self._spacing(kept)
+        grid = kept if wanted is None else kept.resampled(wanted)
+        exact = self._settings.resampling == "nnunet"
+        own, new = kept.spacing_mm, wanted if exact else grid.spacing_mm
+        change = GridChange(kept.shape, grid.shape, self._image_order, _coarse_axis((own, new), alone=exact))
+        coarse = _coarse_axis((new, own), alone=True) if exact else None
+        back: tuple[Order, ...] = tuple(0 if axis == coarse else 1 for axis in range(kept.ndim))
+        keeps_range = exact and self._image_order == 3
+        return Prepared(grid, volume.geometry, order, flips, box, back, image, intensities, change, mask, keeps_range)
 
     def prepare_label(self, label: npt.NDArray[np.integer[Any]], prepared: Prepared) -> npt.NDArray[np.integer[Any]]:
         """Brings labels (I, J[, K]) from the reference grid to the network's; linear per label, then the largest."""
         turned = reorient(label, prepared.order, prepared.flips)[prepared.box]
         return resample_labels(turned, prepared.geometry.shape)
 
-    def _network_grid(self, geometry: Geometry) -> Geometry:
+    def _spacing(self, geometry: Geometry) -> tuple[float, ...] | None:
+        """The spacing that the pipeline asks for; ``None`` to keep the image's own voxels."""
         if self._spacing_mm is None:
-            return geometry
+            return None
         own = geometry.spacing_mm
         if own is None:
             raise InputRefusedError(
@@ -139,13 +188,34 @@ class Preprocessor:
                 remedy="give the size with --pixel-size",
             )
         wanted = self._spacing_mm + own[len(self._spacing_mm) :]  # a 2-D network leaves the slice axis alone
-        return geometry.resampled(wanted[: geometry.ndim])
+        return tuple(wanted[: geometry.ndim])
 
 
-def _coarse_axis(kept: Geometry, grid: Geometry) -> int | None:
-    """The axis that is resampled by the nearest slice, or ``None``."""
-    for geometry in (kept, grid):
-        spacing = geometry.spacing_mm
-        if spacing is not None and geometry.ndim == 3 and max(spacing) / min(spacing) > ANISOTROPY_RATIO:
-            return int(np.argmax(spacing))
+def network_axes(geometry: Geometry, settings: Preprocess) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Returns how the axes of an image are turned for the network, ``(order, flips)`` of :func:`reorient`.
+
+    Args:
+        geometry: Grid of the image.
+        settings: ``orientation`` and ``axes`` are used; a picture has no third axis.
+    """
+    order, flips = geometry.canonical_axes()
+    if settings.orientation == "stored":
+        order, flips = tuple(range(geometry.ndim)), (False,) * geometry.ndim
+    if settings.axes is not None:
+        chosen = [axis for axis in settings.axes if axis < geometry.ndim]
+        order, flips = tuple(order[axis] for axis in chosen), tuple(flips[axis] for axis in chosen)
+    return order, flips
+
+
+def _coarse_axis(spacings: Sequence[tuple[float, ...] | None], alone: bool) -> int | None:
+    """The axis that is resampled by the nearest slice: the coarsest of the first anisotropic spacing, or ``None``.
+
+    Args:
+        spacings: Spacings in mm, the one that decides first.
+        alone: Whether two axes that are equally coarse are resampled like all others.
+    """
+    for spacing in spacings:
+        if spacing is not None and len(spacing) == 3 and max(spacing) / min(spacing) > ANISOTROPY_RATIO:
+            several = alone and spacing.count(max(spacing)) > 1
+            return None if several else int(np.argmax(spacing))
     return None

@@ -109,6 +109,13 @@ class GridChange:
         """Returns the source rows [lo, hi) along ``axis`` that the target rows [start, stop) need."""
         return spline_support(self._order(axis), self.target[axis], self.source[axis], start, stop)
 
+    def nearest(self, axis: int) -> Tensor:
+        """Returns for each target row along ``axis`` the number of the nearest source row, (rows,) int64."""
+        own, wanted = self.source[axis], self.target[axis]
+        if own == wanted:
+            return torch.arange(own)
+        return torch.from_numpy(_first_tap(0, own, wanted, np.arange(wanted, dtype=np.float64)).astype(np.int64))
+
     def slab(
         self,
         cut: Tensor,
@@ -206,17 +213,15 @@ def _cost(steps: tuple[_AxisStep, ...], shape: tuple[int, ...]) -> float:
     return total
 
 
-def linear_support(out_size: int, in_size: int, start: int, stop: int) -> tuple[int, int]:
-    """Returns the source rows [lo, hi) that target rows [start, stop) of a linear resampling need."""
-    return spline_support(1, out_size, in_size, start, stop)
-
-
-def linear_rows(source: Tensor, axis: int, lo: int, in_size: int, out_size: int, start: int, stop: int) -> Tensor:
-    """Returns target rows [start, stop) of a linear resampling along one axis.
+def spline_rows(
+    source: Tensor, axis: int, order: Order, lo: int, in_size: int, out_size: int, start: int, stop: int
+) -> Tensor:
+    """Returns target rows [start, stop) of a resampling along one axis.
 
     Args:
         source: (C, I, J[, K]) float32 on any device, cut along ``axis``.
         axis: Axis of the tensor, from 1.
+        order: Order of the spline.
         lo: Row of the whole source that is the first row of ``source``.
         in_size: Rows of the whole axis in the source.
         out_size: Rows of the whole axis in the target.
@@ -235,7 +240,7 @@ def linear_rows(source: Tensor, axis: int, lo: int, in_size: int, out_size: int,
         grids, places, axis = source.flatten(0, 1), out.flatten(0, 1), axis - 1
     else:
         grids, places = source, out
-    _AxisStep(1, axis, lo, in_size, out_size, start, stop).apply(grids, places)
+    _AxisStep(order, axis, lo, in_size, out_size, start, stop).apply(grids, places)
     return out
 
 

@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from unet_med.transforms import resample
-from unet_med.transforms.resample import GridChange, linear_rows, linear_support, resample_labels
+from unet_med.transforms.resample import GridChange, resample_labels, spline_rows, spline_support
 
 ORDERS: tuple[resample.Order, ...] = (0, 1, 3)
 RANGE_SHARE = 2e-6
@@ -108,9 +108,9 @@ def test_autocast_does_not_coarsen_it() -> None:
     image = torch.from_numpy(noise((20, 21, 22)))
     change = GridChange((20, 21, 22), (30, 31, 32), 3)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        reduced = change.whole(image), linear_rows(image, 1, 0, 20, 30, 0, 30)
+        reduced = change.whole(image), spline_rows(image, 1, 1, 0, 20, 30, 0, 30)
     assert torch.equal(reduced[0], change.whole(image))
-    assert torch.equal(reduced[1], linear_rows(image, 1, 0, 20, 30, 0, 30))
+    assert torch.equal(reduced[1], spline_rows(image, 1, 1, 0, 20, 30, 0, 30))
 
 
 def test_equal_grids_give_the_image_itself() -> None:
@@ -129,8 +129,8 @@ def test_linear_rows_are_those_of_torch_from_their_support_alone(
     own, wanted = source[axis - 1], target[axis - 1]
     start = data.draw(st.integers(0, wanted - 1))
     stop = data.draw(st.integers(start + 1, wanted))
-    lo, hi = linear_support(wanted, own, start, stop)
-    rows = linear_rows(image.narrow(axis, lo, hi - lo), axis, lo, own, wanted, start, stop)
+    lo, hi = spline_support(1, wanted, own, start, stop)
+    rows = spline_rows(image.narrow(axis, lo, hi - lo), axis, 1, lo, own, wanted, start, stop)
     shape = tuple(wanted if place + 1 == axis else size for place, size in enumerate(source))
     expected = by_torch(image, shape).narrow(axis, start, stop - start)
     torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-5)
@@ -138,7 +138,7 @@ def test_linear_rows_are_those_of_torch_from_their_support_alone(
 
 def test_linear_rows_of_equal_sizes_are_a_view() -> None:
     image = torch.from_numpy(noise((9, 8)))
-    rows = linear_rows(image[:, 2:8], 1, 2, 9, 9, 3, 6)
+    rows = spline_rows(image[:, 2:8], 1, 1, 2, 9, 9, 3, 6)
     assert torch.equal(rows, image[:, 3:6])
     assert rows.untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
 
