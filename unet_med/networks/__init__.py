@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from unet_med.config import Network
 from unet_med.errors import ConfigError
-from unet_med.networks.layout import StackLayout, layout_of
+from unet_med.networks.layout import StackLayout, is_stack, layout_of
 from unet_med.networks.segmenter import Segmenter
 from unet_med.networks.stack import Stack
 from unet_med.networks.unet import UNet
 
-__all__ = ["Segmenter", "admissible_patch", "build_network", "context_voxels", "input_channels"]
+__all__ = ["Segmenter", "admissible_patch", "build_network", "context_voxels", "head_channels", "input_channels"]
 
 
 def build_network(network: Network, dims: int, in_channels: int, outputs: int) -> Segmenter:
@@ -48,6 +48,17 @@ def input_channels(network: Network, channels: Sequence[str]) -> int:
     They are in the order of ``channels``, for each one slice after the other.
     """
     return len(channels) * network.slices
+
+
+def head_channels(network: Network) -> int:
+    """Returns how many channels ``features`` of the network puts out, which its head turns into logits.
+
+    Raises:
+        ConfigError: if the features are still ``auto``.
+    """
+    if network.features == "auto":
+        raise ConfigError("the features are still 'auto'", "network.features", "resolve it with `unet-med plan`")
+    return network.features[-1 if is_stack(network) else 0]
 
 
 def context_voxels(network: Network, dims: int) -> tuple[int, ...]:

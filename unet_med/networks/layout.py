@@ -192,7 +192,7 @@ def layout_of(network: Network, dims: int) -> UNetLayout | StackLayout:
             "resolve the pipeline with `unet-med plan`, or correct these keys",
             problems=tuple(f"network: {problem}" for problem in problems),
         )
-    return _stack(network, dims) if _is_stack(network) else _unet(network, dims)
+    return _stack(network, dims) if is_stack(network) else _unet(network, dims)
 
 
 def _unet(network: Network, dims: int) -> UNetLayout:
@@ -234,7 +234,8 @@ def _stack(network: Network, dims: int) -> StackLayout:
     )
 
 
-def _is_stack(network: Network) -> bool:
+def is_stack(network: Network) -> bool:
+    """Whether a network is convolutions at full resolution, rather than a U-Net."""
     return network.kind in ("dilated", "naive")
 
 
@@ -271,7 +272,7 @@ def _resolved(values: Literal["auto"] | tuple[T, ...]) -> tuple[T, ...]:
 
 def _faults(network: Network, dims: int) -> list[str]:
     faults = _axis_faults(network, dims)
-    faults += _stack_faults(network) if _is_stack(network) else _unet_faults(network)
+    faults += _stack_faults(network) if is_stack(network) else _unet_faults(network)
     for key, kinds in (("blocks_per_level", ("residual",)), ("dilations", ("dilated", "naive"))):
         if getattr(network, key) is not None and network.kind not in kinds:
             faults.append(f"{key} is for kind {' and '.join(kinds)}, not for {network.kind}")

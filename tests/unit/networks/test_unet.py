@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from unet_med.config import Network
-from unet_med.errors import ModelError
-from unet_med.networks import admissible_patch, build_network, context_voxels, input_channels
+from unet_med.errors import ConfigError, ModelError
+from unet_med.networks import admissible_patch, build_network, context_voxels, head_channels, input_channels
 
 
 def network(dims: int = 2, **changes: Any) -> Network:
@@ -316,3 +316,17 @@ def test_a_network_without_memory_takes_stored_weights(changes: dict[str, Any]) 
     assert all(value.data_ptr() == state[name].data_ptr() for name, value in loaded.state_dict().items())
     x = torch.randn(1, 1, 16, 16)
     assert torch.equal(loaded(x), trained(x))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"kind": "residual"}, {"kind": "dilated"}, {"style": "classic"}],
+    ids=str,
+)
+def test_the_channels_that_the_head_sees_are_known_without_the_network(changes: dict[str, Any]) -> None:
+    config = network(**changes)
+    assert head_channels(config) == build_network(config, 2, 1, 2).head.in_channels
+    several = Network(kind="naive", features=(4, 6), strides=((1, 1),) * 2, kernels=((3, 3),) * 2, dilations=(1, 1))
+    assert head_channels(several) == build_network(several, 2, 1, 2).head.in_channels == 6
+    with pytest.raises(ConfigError, match="auto"):
+        head_channels(Network())
