@@ -22,6 +22,8 @@ from unet_med.geometry import Geometry
 from unet_med.inference.estimate import CaseSize
 from unet_med.inference.peak import PeakMeter
 from unet_med.inference.predictor import Prediction, Predictor, is_out_of_memory
+from unet_med.inference.quality.assessment import Assessment
+from unet_med.inference.quality.evidence import CaseEvidence
 from unet_med.inference.worker import CaseJob
 from unet_med.io.atomic import whole_file
 from unet_med.io.cases import OpenCase
@@ -93,6 +95,7 @@ class CaseWork:
         self._shown: _Frame | None = None
         self._sink: MaskSink | None = None
         self._computed: dict[str, Any] = {}
+        self._assessment: Assessment | None = None
         self._made: dict[str, Any] = {}
 
     @property
@@ -139,6 +142,7 @@ class CaseWork:
             "precision": ", ".join(dict.fromkeys(self._predictor.precisions)),
             "out_of_memory": self._starved,
             **self._computed,
+            **({} if self._assessment is None else self._assessment.to_json()),
             **(self._made if self._status == "done" else {}),
         }
 
@@ -210,12 +214,15 @@ class CaseWork:
         volume = frame.volume
         if volume is None:
             return
-        prediction = self._predictor.predict(volume, probabilities=unsure, out=sink.labels_of(position))
+        evidence = CaseEvidence(self._predictor.labels) if self._predictor.assessor.knows_anything else None
+        prediction = self._predictor.predict(volume, unsure, sink.labels_of(position), evidence)
         if prediction.probabilities is not None and isinstance(sink, VolumeMaskSink):
             sink.write_probabilities(prediction.probabilities)
         frame.labels = prediction.labels
         self._frames.append(frame)
         self._account(prediction)
+        if evidence is not None:
+            self._assess(evidence)
         self._show(frame, prediction.labels)
 
     def _account(self, prediction: Prediction) -> None:
@@ -227,6 +234,10 @@ class CaseWork:
             "windows_skipped": self._computed.get("windows_skipped", 0) + prediction.windows_skipped,
         }
         self._provenance["engine"] = prediction.engine
+
+    def _assess(self, evidence: CaseEvidence) -> None:
+        found = self._predictor.assessor.assess(evidence)
+        self._assessment = found if self._assessment is None else self._assessment.joined(found)
 
     def _show(self, frame: _Frame, labels: npt.NDArray[Any]) -> None:
         """Keeps the image of the frame with the most labelled voxels, for the preview, and no other."""
@@ -262,10 +273,18 @@ class CaseWork:
                 pairs.append((frame.labels, frame.truth))
         self._made = {"checks": checks, "volumes": volumes}
         if pairs:
-            self._made["labels"] = _scores(pairs, geometry, labels)
+            self._made["labels"] = self._with_prediction(_scores(pairs, geometry, labels))
         if self.job.preview:
             files.append(_write_preview(self.job, self._shown, self.job.export.labels or labels))
         self._made["outputs"] = [path.relative_to(self.job.folder).as_posix() for path in files]
+
+    def _with_prediction(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """Puts the predicted Dice of each structure beside its true one."""
+        predicted = {} if self._assessment is None else self._assessment.predicted_dice
+        return {
+            name: {**own, "predicted_dice": predicted[name].value} if name in predicted else own
+            for name, own in scores.items()
+        }
 
 
 def do_case(predictor: Predictor, job: CaseJob) -> dict[str, Any]:
@@ -276,7 +295,9 @@ def do_case(predictor: Predictor, job: CaseJob) -> dict[str, Any]:
         folder), ``seconds`` (the time of its prediction, and of the processor for reading and writing),
         ``peak_memory_mb`` (the most that the process held from its reading to its writing, with what it held of other
         cases), ``checks``, ``volumes``, ``notes``, ``device``, ``precision``, ``out_of_memory``; when it was predicted
-        ``engine``, ``engine_why``, ``windows``, ``windows_skipped``; for cases with truth ``labels`` (scores).
+        ``engine``, ``engine_why``, ``windows``, ``windows_skipped``, where the models know of their failures
+        ``predicted_dice``, ``unusual``, ``look_at`` and of several models ``agreement``; for cases with truth the
+        scores of its ``labels``.
 
     Raises:
         OutputError: when the outputs cannot be written (disk full).
@@ -287,19 +308,32 @@ def do_case(predictor: Predictor, job: CaseJob) -> dict[str, Any]:
     return work.result()
 
 
-def score_case(predictor: Predictor, truth: ManifestCase) -> tuple[dict[str, Any], list[str]]:
+def score_case(
+    predictor: Predictor, truth: ManifestCase, see: Callable[[npt.NDArray[Any], npt.NDArray[Any]], None] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """Predicts a case of a manifest and scores it on its own grid; nothing is written.
 
+    Args:
+        predictor: Predicts it.
+        truth: The case.
+        see: Is shown its mask and its true labels.
+
     Returns:
-        What :func:`unet_med.metrics.case_metrics` returns, and notes.
+        What :func:`unet_med.metrics.case_metrics` returns, and of each structure the features by which Dice is
+        predicted (:mod:`unet_med.inference.quality.evidence`); notes.
     """
     notes: list[str] = []
     pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
+    evidence = CaseEvidence(predictor.labels)
     for frame in truth.case.frames:
-        prediction = predictor.predict(truth.case.read(frame))
+        prediction = predictor.predict(truth.case.read(frame), evidence=evidence)
         notes += [note for note in prediction.notes if note not in notes]
-        pairs.append((prediction.labels, _truth(truth, predictor.labels, frame)))
-    return _scores(pairs, truth.case.geometry, predictor.labels), notes
+        target = _truth(truth, predictor.labels, frame)
+        if see is not None:
+            see(prediction.labels, target)
+        pairs.append((prediction.labels, target))
+    scores = _scores(pairs, truth.case.geometry, predictor.labels)
+    return {name: own | evidence.features()[0][name] for name, own in scores.items()}, notes
 
 
 def _close(sink: MaskSink) -> list[Path]:

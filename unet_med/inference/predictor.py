@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from unet_med.bundle import Bundle
 from unet_med.errors import ConfigError, InputRefusedError, MachineError, ModelError
 from unet_med.geometry import reorient
+from unet_med.inference.chances import label_chances
 from unet_med.inference.device import choose_device, choose_precision, free_memory, precision_name
 from unet_med.inference.emptiness import EmptinessRule, stored_rule
 from unet_med.inference.engine import Engine, EngineRequest, open_engine
-from unet_med.inference.stream import WindowStream, mirrored, rolling_values
+from unet_med.inference.quality.assessment import Assessor
+from unet_med.inference.quality.evidence import CaseEvidence
+from unet_med.inference.stream import Compare, WindowStream, mirrored, rolling_values
 from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.labels import LabelMap
 from unet_med.networks import admissible_patch, context_voxels, input_channels
@@ -168,6 +171,7 @@ class Predictor:
         labels: What the values of its masks mean.
         device: Where it computes.
         precisions: ``fp32``, ``bf16`` or ``fp16``, one for each model.
+        assessor: Says of a case how good its mask probably is, and whether its image is unusual.
         notes: What holds for every case.
 
     Raises:
@@ -195,11 +199,16 @@ class Predictor:
         # a rule was proven for its model alone; among others it would outvote them
         self._models = [self._set_up(bundle, mirror, skips=len(bundles) == 1) for bundle in bundles]
         self.precisions = tuple(precision_name(model.precision) for model in self._models)
+        self.assessor = Assessor([bundle.meta for bundle in bundles])
         if mirror and not all(model.mirror_axes for model in self._models):
             self.notes.append("mirroring has no effect on a model whose training mirrored no axis")
 
     def predict(
-        self, volume: Volume, probabilities: bool = False, out: npt.NDArray[np.uint8 | np.uint16] | None = None
+        self,
+        volume: Volume,
+        probabilities: bool = False,
+        out: npt.NDArray[np.uint8 | np.uint16] | None = None,
+        evidence: CaseEvidence | None = None,
     ) -> Prediction:
         """Labels a volume.
 
@@ -207,6 +216,7 @@ class Predictor:
             volume: (C, I, J[, K]); a 2-D model labels a volume slice by slice.
             probabilities: Also return how likely each label is; 4 bytes for each label and voxel.
             out: (I, J[, K]) uint8 or uint16 that receives the labels; ``None``: a new array.
+            evidence: Is shown the image and its logits as they become final; :attr:`assessor` judges by it.
 
         Raises:
             ModelError: when the number of channels is not the models' own.
@@ -220,8 +230,10 @@ class Predictor:
         if probabilities:
             likely = np.zeros((len(self.labels.labels), *volume.geometry.shape), dtype=np.float32)
         prepared = [model.preprocessor.prepare(volume) for model in self._models]
+        if evidence is not None:
+            evidence.look(prepared[0])
         notes = list(self.notes)
-        streams = self._fill(prepared, out, likely, notes)
+        streams = self._fill(prepared, out, likely, notes, evidence)
         self._clean(out, likely)
         engines = [stream.engine for stream in streams]
         return Prediction(
@@ -286,6 +298,7 @@ class Predictor:
         out: npt.NDArray[Any],
         likely: npt.NDArray[np.float32] | None,
         notes: list[str],
+        evidence: CaseEvidence | None,
     ) -> list[_ModelRows]:
         """Writes labels (and probabilities); begins again with smaller windows or in fp32 where that is needed."""
         settings = [
@@ -294,7 +307,7 @@ class Predictor:
         ]
         while True:
             try:
-                return self._attempt(prepared, settings, out, likely)
+                return self._attempt(prepared, settings, out, likely, evidence)
             except _OverflowError:
                 settings = [self._in_full_precision(setting, notes) for setting in settings]
             except (MemoryError, RuntimeError) as error:
@@ -314,20 +327,32 @@ class Predictor:
         settings: Sequence[_Setting],
         out: npt.NDArray[Any],
         likely: npt.NDArray[np.float32] | None,
+        evidence: CaseEvidence | None,
     ) -> list[_ModelRows]:
         first = prepared[0]
         labels = reorient(out, first.order, first.flips)
         chances = None if likely is None else reorient(likely, first.order, first.flips)
         along = self._direction(prepared, settings)
+        if evidence is not None:
+            evidence.begin(along, len(self._models))
         streams = [
-            _ModelRows(model, one, setting, along, self._blending_device(model, one, setting, along))
-            for model, one, setting in zip(self._models, prepared, settings, strict=True)
+            _ModelRows(
+                model,
+                one,
+                setting,
+                along,
+                self._blending_device(model, one, setting, along),
+                None if evidence is None else evidence.mirrored(number),
+            )
+            for number, (model, one, setting) in enumerate(zip(self._models, prepared, settings, strict=True))
         ]
-        for start, stop, logits in _averaged(streams, labels.shape, along, self.labels.outputs):
+        for start, stop, logits in _averaged(streams, labels.shape, along, self.labels.outputs, evidence):
             rows = (slice(None),) * along + (slice(start, stop),)
             self.labels.from_outputs(logits, out=labels[rows])
+            if evidence is not None:
+                evidence.join(labels[rows])
             if chances is not None:
-                chances[(slice(None), *rows)] = _probabilities(logits, self.labels)
+                chances[(slice(None), *rows)] = label_chances(logits, self.labels)
         return streams
 
     def _direction(self, prepared: Sequence[Prepared], settings: Sequence[_Setting]) -> int:
@@ -382,7 +407,13 @@ class _ModelRows:
     """The logits of one model on the rows of the turned reference grid, from one end of an axis to the other."""
 
     def __init__(
-        self, model: _Model, prepared: Prepared, setting: _Setting, along: int, blending: torch.device
+        self,
+        model: _Model,
+        prepared: Prepared,
+        setting: _Setting,
+        along: int,
+        blending: torch.device,
+        compare: Compare | None = None,
     ) -> None:
         self.engine = model.engine(setting.tiles, setting.precision)
         self._model = model
@@ -397,7 +428,7 @@ class _ModelRows:
             prepared,
             model.axes(self._grid, setting.tiles),
             along,
-            mirrored(self.engine, model.mirror_axes),
+            mirrored(self.engine, model.mirror_axes, None if model.blends_features else compare),
             model.channels,
             model.bundle.dims,
             setting.tiles.batch,
@@ -504,7 +535,7 @@ class _ModelRows:
 
 
 def _averaged(
-    streams: Sequence[_ModelRows], shape: Sequence[int], along: int, outputs: int
+    streams: Sequence[_ModelRows], shape: Sequence[int], along: int, outputs: int, evidence: CaseEvidence | None
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Yields start, stop and the averaged logits of the next rows, until all rows are done."""
     done, per_row = 0, prod(shape) // max(1, shape[along])
@@ -518,10 +549,14 @@ def _averaged(
         step = max(1, CHUNK_VALUES // max(1, per_row * len(streams) * outputs))
         while done < ready:
             stop = min(done + step, ready)
-            total = streams[0].logits(done, stop)
-            for stream in streams[1:]:
-                total = total + stream.logits(done, stop).to(total.device)
-            yield done, stop, total / len(streams) if len(streams) > 1 else total
+            total: Tensor | None = None
+            for number, stream in enumerate(streams):
+                logits = stream.logits(done, stop)
+                if evidence is not None:
+                    evidence.add(number, logits)
+                total = logits if total is None else total + logits.to(total.device)
+            if total is not None:
+                yield done, stop, total / len(streams) if len(streams) > 1 else total
             done = stop
 
 
@@ -617,22 +652,6 @@ def _forward_bytes(model: _Model, tiles: Tiles) -> float:
 def _finest_features(bundle: Bundle) -> int:
     features = bundle.config.network.features
     return int(features[0]) if features != "auto" else 32
-
-
-def _probabilities(logits: Tensor, label_map: LabelMap) -> npt.NDArray[np.float32]:
-    """Returns for each label how likely it is: (labels, ...) from logits (outputs, ...).
-
-    A region's own label is what is left of the region outside of all regions that are painted over it.
-    """
-    if not label_map.regions:
-        return torch.softmax(logits, dim=0)[1:].cpu().numpy()
-    found = np.zeros((len(label_map.labels), *logits.shape[1:]), dtype=np.float32)
-    places = {label.index: place for place, label in enumerate(label_map.labels)}
-    outside = torch.ones(logits.shape[1:], device=logits.device)
-    for value, region in reversed(list(zip(label_map.region_values(), logits.sigmoid(), strict=True))):
-        found[places[value]] = (region * outside).cpu().numpy()
-        outside = outside * (1.0 - region)
-    return found
 
 
 def _times(size: Sequence[int]) -> str:

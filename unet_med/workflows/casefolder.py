@@ -33,6 +33,7 @@ _RESERVED = {"report", "journal", "metrics", "volumes", "previews", "masks"}
 _PUBLIC = (
     *("id", "status", "reason", "outputs", "seconds", "peak_memory_mb", "checks", "notes", "device", "precision"),
     *("engine", "engine_why", "windows", "windows_skipped"),
+    *("predicted_dice", "agreement", "unusual", "look_at"),
 )
 _VOLUME_COLUMNS = ("id", "label", "ml", "value", "unit", "voxels", "frame")
 _REPORT_SECONDS = 1.0

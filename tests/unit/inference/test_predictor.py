@@ -13,6 +13,7 @@ from unet_med.bundle import Bundle, load_bundle
 from unet_med.errors import InputRefusedError, MachineError, ModelError
 from unet_med.geometry import Geometry, reorient
 from unet_med.inference import predictor as predictor_module
+from unet_med.inference.chances import label_chances
 from unet_med.inference.predictor import Predictor
 from unet_med.labels import LabelMap
 from unet_med.volume import Volume
@@ -300,7 +301,7 @@ def test_what_is_left_of_a_region_belongs_to_its_own_label() -> None:
     label_map = LabelMap.from_names({"a": 1, "b": 2, "c": 3}, {"whole": [1, 2, 3], "core": [2, 3], "inner": [3]})
     logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)) * 3
     whole, core, inner = logits.sigmoid().numpy()
-    found = predictor_module._probabilities(logits.clone(), label_map)
+    found = label_chances(logits.clone(), label_map)
     np.testing.assert_allclose(found[2], inner, atol=1e-6)
     np.testing.assert_allclose(found[1], core * (1 - inner), atol=1e-6)
     np.testing.assert_allclose(found[0], whole * (1 - core) * (1 - inner), atol=1e-6)

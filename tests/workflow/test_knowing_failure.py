@@ -1,0 +1,131 @@
+"""A model says which of its masks somebody should look at, and which images are unlike those it learnt from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from toy_set import Trained
+
+from unet_med.bundle import load_bundle
+from unet_med.geometry import Geometry
+from unet_med.inference.predictor import Predictor
+from unet_med.inference.quality.assessment import quality_meta
+from unet_med.inference.quality.evidence import CaseEvidence
+from unet_med.inference.quality.outliers import typical_meta
+from unet_med.volume import Volume
+from unet_med.workflows.info import info
+from unet_med.workflows.predict import predict
+
+SHAPE, SPACING = (16, 14, 12), (1.0, 1.0, 2.0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _image(seed: int, contrast: float) -> np.ndarray:
+    """Stripes; the less contrast they have over noise, the less sure the tiny model is of the bright ones."""
+    random = np.random.default_rng(seed)
+    stripes = np.where(np.arange(SHAPE[0]) // 4 % 2, 1.0, -1.0)[:, None, None]
+    return (100 + 10 * (contrast * stripes + random.normal(size=SHAPE))).astype(np.float32)
+
+
+def _contrast(seed: int) -> float:
+    """Few cases are faint."""
+    return float(2.5 * np.sqrt(np.random.default_rng(seed).uniform()))
+
+
+def _scored(bundle: Any, count: int = 40) -> list[dict[str, Any]]:
+    """Cases as a fold scores them; the truth is where the stripes are bright."""
+    predictor = Predictor([bundle], "cpu")
+    rows = []
+    truth = np.broadcast_to((np.arange(SHAPE[0]) // 4 % 2)[:, None, None], SHAPE) > 0
+    for seed in range(count):
+        evidence = CaseEvidence(predictor.labels)
+        image = _image(seed, _contrast(seed))
+        labels = predictor.predict(_volume(image), evidence=evidence).labels
+        dice = 2 * (truth & (labels == 1)).sum() / (truth.sum() + (labels == 1).sum())
+        scores = {"dice": float(dice), "label_voxels": int(truth.sum()), "mask_voxels": int((labels == 1).sum())}
+        rows.append({"id": f"c{seed}", "labels": {"bright": scores | evidence.features()[0]["bright"]}})
+    return rows
+
+
+def _volume(image: np.ndarray) -> Volume:
+    return Volume(image[None], Geometry.from_spacing(SHAPE, SPACING))
+
+
+def _typical() -> dict[str, Any]:
+    images = [_image(seed, _contrast(seed)) for seed in range(40)]
+    grid = Geometry.from_spacing(SHAPE, SPACING)
+    return typical_meta((grid, ((image - image.mean()) / image.std())[None]) for image in images)
+
+
+def _write(folder: Path, name: str, image: np.ndarray, spacing: tuple[float, ...] = SPACING) -> None:
+    folder.mkdir(exist_ok=True)
+    nib.save(nib.Nifti1Image(image, np.diag([*spacing, 1.0])), folder / f"{name}.nii.gz")
+
+
+@pytest.fixture
+def model(tiny_bundle) -> Path:
+    plain = load_bundle(tiny_bundle("plain", training__precision="fp32"))
+    meta = {"quality": quality_meta(_scored(plain)), "typical": _typical()}
+    return tiny_bundle("knowing", meta=meta, training__precision="fp32")
+
+
+@pytest.mark.usefixtures("inline_worker")
+def test_the_report_says_what_needs_a_look(model: Path, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    _write(scans, "clear", _image(100, 2.3))
+    _write(scans, "faint", _image(101, 0.4))
+    _write(scans, "coarse", _image(102, 2.3), (1.0, 1.0, 9.0))
+    outcome = predict(str(model), scans, tmp_path / "out", device="cpu")
+    assert outcome.exit_code == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    cases = {entry["id"]: entry for entry in report["cases"]}
+    clear, faint, coarse = (cases[name] for name in ("clear", "faint", "coarse"))
+    assert clear["look_at"] == clear["unusual"] == []
+    assert clear["predicted_dice"]["bright"]["value"] > 0.8
+    assert set(clear["predicted_dice"]["bright"]) == {"value", "low", "high"}
+    assert faint["predicted_dice"]["bright"]["value"] < clear["predicted_dice"]["bright"]["value"] - 0.1
+    assert any("9 mm from foot to head, 2 in training" in sentence for sentence in coarse["unusual"])
+    lines = [line for line in outcome.lines if line.startswith("look at: ")]
+    assert {line.split(": ")[1] for line in lines} == {"coarse", "faint"}
+    assert any("predicted Dice of bright" in line for line in lines)
+
+
+@pytest.mark.usefixtures("inline_worker")
+def test_a_model_that_knows_nothing_says_nothing(tiny_bundle, tmp_path: Path) -> None:
+    _write(tmp_path / "scans", "a", _image(0, 1.0))
+    outcome = predict(str(tiny_bundle()), tmp_path / "scans", tmp_path / "out", device="cpu")
+    (case,) = outcome.result["cases"]
+    assert (case["predicted_dice"], case["unusual"], case["look_at"]) == (None, None, None)
+    assert not any(line.startswith("look at") for line in outcome.lines)
+
+
+def test_the_model_says_what_it_knows_of_its_failures(model: Path) -> None:
+    outcome = info(str(model))
+    assert outcome.result["knows"][0].startswith("Dice of bright: predicted by")
+    assert any("traits of 40 cases" in line for line in outcome.lines)
+
+
+def test_training_learns_what_is_typical_and_what_the_held_out_cases_say(trained: Trained) -> None:
+    meta = load_bundle(trained.run).meta
+    assert (meta["typical"]["cases"], meta["typical"]["limit"]) == (4, None)
+    assert set(meta["quality"]["labels"]) == set(load_bundle(trained.run).labels.names)
+    for entry in meta["quality"]["labels"].values():
+        assert entry["sentence"] == "not predicted: 2 held-out cases, at least 10 are needed"
+    metrics = json.loads((trained.run / "metrics.json").read_text(encoding="utf-8"))
+    for case in metrics["cases"]:
+        for name, expected in case["expected_dice"].items():
+            assert expected == pytest.approx(case["dice"][name], abs=0.25)
