@@ -28,7 +28,7 @@ from unet_med.inference.predictor import CHUNK_VALUES, CPU_BATCH
 from unet_med.inference.stream import ROWS_READ, rolling_values
 from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.io.cases import Case
-from unet_med.networks import admissible_patch, context_voxels, input_channels
+from unet_med.networks import admissible_patch, context_voxels, head_channels, input_channels
 from unet_med.transforms.preprocess import network_axes
 
 _POLL_SECONDS = 0.002
@@ -286,8 +286,7 @@ def held_bytes(size: CaseSize, config: PipelineConfig) -> Held:
     """Returns what prediction holds of a case of this size."""
     axes = _axes(size.geometry, config)
     outputs, dims = _outputs(config), _window(config)[1]
-    features = config.network.features
-    channels = outputs if features == "auto" else min(outputs, features[0])
+    channels = min(outputs, head_channels(config.network))
     rolling = [rolling_values(axes, along, channels, CPU_BATCH[dims]) for along in range(len(axes))]
     along = rolling.index(min(rolling))
     thickness = min(axes[along].size, axes[along].window + 2 * axes[along].border)
