@@ -68,7 +68,7 @@ import json, sys, time
 from pathlib import Path
 from unet_med.bundle import load_bundle
 from unet_med.inference.predictor import Predictor
-from unet_med.io.cases import group_cases
+from unet_med.io.grouping import group_cases
 from unet_med.io.discover import discover
 predictor = Predictor([load_bundle(sys.argv[1])], "cpu")
 volume = group_cases(discover(Path(sys.argv[2])).usable)[0].read()

@@ -6,10 +6,8 @@ further channels and are resampled linearly onto it where their grids differ.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from scipy import ndimage
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
-from unet_med.identity import unique_ids
 from unet_med.io.dicom.annotations import AnnotationSource, open_label
 from unet_med.io.discover import open_source
 from unet_med.io.picture import PictureSource
@@ -37,8 +34,6 @@ _WHOLE_NUMBER = 1e-3
 _PLACED_KINDS = ("dicom", "dicom-seg", "nifti", "nrrd", "mha")
 """Kinds whose files say where in space they lie; pictures and TIFF stacks have at most a pixel size."""
 
-_CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})(?:-\d+)?")
-
 LabelArray = npt.NDArray[Any]
 
 
@@ -53,6 +48,7 @@ class Case:
         frame: One frame of a multi-frame source; ``None`` for all.
         label_values: Stored label value to label; every stored value but 0 must be listed.
         instances: Whether stored label values are numbers of objects.
+        missing: Names of channels that a model needs and the case lacks; it cannot be read.
     """
 
     id: str
@@ -61,6 +57,7 @@ class Case:
     frame: int | None = None
     label_values: Mapping[int, int] | None = None
     instances: bool = False
+    missing: tuple[str, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
@@ -81,7 +78,20 @@ class Case:
         return tuple(range(self.sources[0].frames)) if self.frame is None else (self.frame,)
 
     def open(self) -> OpenCase:
-        """Returns the case with its files opened once, for several reads."""
+        """Returns the case with its files opened once, for several reads.
+
+        Raises:
+            InputRefusedError: A channel is missing.
+        """
+        if self.missing:
+            names = ", ".join(map(repr, self.missing))
+            raise InputRefusedError(
+                f"the image of channel {names} is missing"
+                if len(self.missing) == 1
+                else f"the images of channels {names} are missing",
+                self.id,
+                "put it beside the others (NAME_0000, NAME_0001, ... or NAME_CHANNEL), or leave the case out",
+            )
         return OpenCase(self)
 
     def read(self, frame: int | None = None) -> Volume:
@@ -418,38 +428,3 @@ def _remapped(values: LabelArray, label_values: Mapping[int, int] | None, where:
     meant = np.array([table[int(value)] for value in present], dtype=np.int64)
     dtype = np.uint8 if meant.max() < 2**8 else np.uint16 if meant.max() < 2**16 else np.int64
     return meant.astype(dtype)[inverse].reshape(values.shape)
-
-
-# ---- grouping -----------------------------------------------------------------------------------------------------
-
-
-def group_cases(sources: Sequence[SourceRef]) -> list[Case]:
-    """Returns the cases that these sources make, in their order.
-
-    Files of one folder called ``x_0000``, ``x_0001``, ... (from 0 without gap, one channel each) are one case ``x``;
-    every other source is a case of its own. Frames stay within their case.
-    """
-    families: dict[tuple[Path, str], dict[int, SourceRef]] = {}
-    for source in sources:
-        key = _family(source)
-        if key is not None:
-            families.setdefault(key[0], {})[key[1]] = source
-    whole = {key for key, members in families.items() if sorted(members) == list(range(len(members)))}
-    wanted: list[tuple[str, tuple[SourceRef, ...]]] = []
-    for source in sources:
-        key = _family(source)
-        if key is None or key[0] not in whole or families[key[0]][key[1]] is not source:
-            wanted.append((source.id, (source,)))
-        elif key[1] == 0:
-            members = families[key[0]]
-            wanted.append((key[0][1], tuple(members[number] for number in sorted(members))))
-    ids = unique_ids([name for name, _ in wanted])
-    return [Case(case_id, members) for case_id, (_, members) in zip(ids, wanted, strict=True)]
-
-
-def _family(source: SourceRef) -> tuple[tuple[Path, str], int] | None:
-    """Returns the folder and name of the case that a channel file belongs to, and its channel."""
-    match = _CHANNEL_SUFFIX.fullmatch(source.id)
-    if match is None or source.kind == "dicom" or source.channels != 1 or not source.files:
-        return None
-    return (source.files[0].parent, match["case"]), int(match["channel"])

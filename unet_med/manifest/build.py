@@ -16,9 +16,13 @@ from unet_med.identity import keyed_hash, safe_name, unique_ids
 from unet_med.io.cases import Case
 from unet_med.io.dicom.annotations import ANNOTATION_KINDS, values_of
 from unet_med.io.source import DICOM_KINDS, Discovery, SourceRef
-from unet_med.manifest.files import Description, read_description
+from unet_med.manifest.channels import missing_findings, named_channels
+from unet_med.manifest.description import Description, read_description
 from unet_med.manifest.folds import assign_folds, merge_groups
+from unet_med.manifest.meaning import Meaning, meaning_of, without_ignored
+from unet_med.manifest.modalities import agreed
 from unet_med.manifest.model import Finding, Manifest, ManifestCase, Split, Task, content_sha256
+from unet_med.manifest.nnunet import SPLITS, of_ending, stored_folds
 from unet_med.manifest.pairing import CONVENTIONS, Pair, Pairing, pair_sources
 from unet_med.manifest.tables import (
     Row,
@@ -29,7 +33,7 @@ from unet_med.manifest.tables import (
     read_groups,
 )
 from unet_med.manifest.truth import name_segments, pair_annotations
-from unet_med.manifest.values import LabelScan, looks_like_objects, remapped, scan_label, value_findings
+from unet_med.manifest.values import scan_label
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
@@ -107,10 +111,12 @@ def build_manifest(
     follow: Progress = progress if progress is not None else _plain
     told = read_description(root)
     notes: list[str] = []
-    pairing = pair_sources(root, discovery, options.images, options.labels)
+    discovery, strays = of_ending(root, discovery, told.file_ending)
+    pairing = agreed(pair_sources(root, discovery, options.images, options.labels))
     pairing = pair_annotations(root, discovery, pairing, options.labels)
     notes += pairing.notes
     drafts, left = _drafts(pairing)
+    left += strays
     table = _table(options.group_by)
     drafts, skipped = _apply_table(drafts, table)
     left += skipped
@@ -121,15 +127,21 @@ def build_manifest(
     drafts = _hashed(follow(drafts, "hashing"))
     drafts, group_notes = _grouped(drafts, options, table)
     notes += group_notes
+    drafts, stored_notes = _with_stored_folds(drafts, {} if options.group_by else stored_folds(root))
+    notes += stored_notes
     drafts, fold_notes = _folded(drafts, options)
     notes += fold_notes
     drafts, names, name_notes = _named(drafts, options, told)
     notes += name_notes
+    names, ignore = without_ignored(names, told.ignore_label)
     labelled = [draft for draft in drafts if draft.case.label is not None]
     scans = [scan_label(draft.case) for draft in follow(labelled, "reading labels")]
-    meaning = _meaning(scans, options, names, annotated=any(_is_annotated(draft) for draft in drafts))
+    annotated = any(_is_annotated(draft) for draft in drafts)
+    given = parse_label_values(options.label_values)
+    meaning = meaning_of(scans, options.task, given, names, ignore, annotated=annotated)
     notes += meaning.notes
-    notes += _channel_notes(drafts)
+    absent = _absent(drafts, told)
+    notes += _channel_notes([draft for draft in drafts if draft.case.id not in {one.case for one in absent}])
     notes += [f"{scan.case}: the label cannot be used" for scan in scans if scan.finding is not None]
     used = {draft.fold for draft in drafts if draft.fold is not None}
     manifest = Manifest(
@@ -142,7 +154,9 @@ def build_manifest(
         test=tuple(_finished(draft, meaning) for draft in drafts if draft.split == "test"),
         folds=1 + max(used) if used else 0,
         label_values=meaning.label_values,
-        findings=(*[scan.finding for scan in scans if scan.finding is not None], *meaning.findings),
+        findings=(*absent, *[scan.finding for scan in scans if scan.finding is not None], *meaning.findings),
+        regions=told.regions if meaning.task == "semantic" else None,
+        ignore_label=meaning.ignore_label,
         description=told.description,
         licence=told.licence,
     )
@@ -201,7 +215,7 @@ def _hashed(drafts: Iterable[_Draft]) -> list[_Draft]:
     return hashed
 
 
-def _finished(draft: _Draft, meaning: _Meaning) -> ManifestCase:
+def _finished(draft: _Draft, meaning: Meaning) -> ManifestCase:
     case = replace(draft.case, label_values=meaning.label_values, instances=meaning.task == "instance")
     return ManifestCase(case.id, case, draft.fold, draft.group, draft.hashes, draft.split)
 
@@ -313,6 +327,15 @@ def _patient_and_study(source: SourceRef) -> tuple[str, str]:
     return (f"{patient}|{issuer}" if patient else ""), str(header.get("StudyInstanceUID") or source.id)
 
 
+def _with_stored_folds(drafts: Sequence[_Draft], stored: Mapping[str, int]) -> tuple[list[_Draft], list[str]]:
+    """Takes the folds of a ``splits_final.json``, where it has one for each case."""
+    training = {draft.case.id for draft in drafts if draft.split == "training"}
+    if not stored or not training <= set(stored) or any(draft.fold is not None for draft in drafts):
+        return list(drafts), []
+    done = [replace(draft, fold=stored[draft.case.id]) if draft.case.id in training else draft for draft in drafts]
+    return done, [f"folds are those of {SPLITS}"]
+
+
 def _folded(drafts: Sequence[_Draft], options: BuildOptions) -> tuple[list[_Draft], list[str]]:
     """Assigns folds to the training cases by the groups' own names, then hides the names that a user gave."""
     training = [draft for draft in drafts if draft.split == "training"]
@@ -412,44 +435,15 @@ def _with_values(drafts: Sequence[_Draft], values: Sequence[Mapping[int, int]]) 
     return done
 
 
-@dataclass(frozen=True)
-class _Meaning:
-    task: Task
-    labels: dict[str, int]
-    label_values: dict[int, int] | None
-    findings: list[Finding]
-    notes: list[str]
-
-
-def _meaning(
-    scans: Sequence[LabelScan], options: BuildOptions, names: Mapping[int, str], *, annotated: bool
-) -> _Meaning:
-    """Says what label values mean: object ids, or kinds of things with names."""
-    given = parse_label_values(options.label_values)
-    readable = [scan for scan in scans if scan.finding is None]
-    notes: list[str] = []
-    task: Task = options.task or "semantic"
-    if options.task is None and not given and not annotated and looks_like_objects(readable):
-        task = "instance"
-        notes.append("label values count objects (many, different in each image): task instance; else --task semantic")
-    label_values = _complete(given, readable) if given else None
-    if task == "instance":
-        empty = bool(readable) and not any(value for scan in readable for value in scan.values)
-        findings = value_findings(readable, given, names) if empty else []
-        return _Meaning(task, {"background": 0, names.get(1, "object"): 1}, label_values, findings, notes)
-    found = sorted({value for scan in readable for value in remapped(scan.values, given)} | set(names))
-    labels = {names.get(0, "background"): 0}
-    labels.update({names.get(value, f"label_{value}"): value for value in found if value != 0})
-    return _Meaning(task, labels, label_values, value_findings(readable, given, names), notes)
-
-
-def _complete(given: Mapping[int, int], scans: Sequence[LabelScan]) -> dict[int, int]:
-    """Lists every value that occurs, so that a value never seen is noticed when a label is read."""
-    found = {value for scan in scans for value in scan.values}
-    return {**{value: value for value in sorted(found | {0})}, **given}
+def _absent(drafts: Sequence[_Draft], told: Description) -> list[Finding]:
+    """Findings for the channels that a case lacks, where files are named by channel."""
+    keys = {draft.case.id: draft.pair.channels for draft in drafts if draft.pair.channels}
+    return missing_findings(keys, told.channels, [d.case.id for d in drafts if d.split == "test"])
 
 
 def _channel_notes(drafts: Sequence[_Draft]) -> list[str]:
+    if not drafts:
+        return []
     usual = _usual_channels(drafts)
     other = [draft for draft in drafts if draft.case.channels != usual]
     if not other:
@@ -468,6 +462,9 @@ def _channel_names(drafts: Sequence[_Draft], told: Description) -> tuple[str, ..
     usual = _usual_channels(drafts)
     if len(told.channels) == usual:
         return told.channels
+    modalities = named_channels({draft.case.id: draft.pair.channels for draft in drafts})
+    if modalities:
+        return modalities
     first = next(draft for draft in drafts if draft.case.channels == usual)
     modality = _modality(drafts)
     if usual == 1 and modality is not None:

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +14,13 @@ from unet_med.identity import safe_name, stem_of, unique_ids, write_private_tabl
 from unet_med.io.cases import Case
 from unet_med.io.discover import restore_ref
 from unet_med.io.source import DICOM_KINDS, SourceRef
+from unet_med.manifest.channels import absent_channels
+from unet_med.manifest.description import (
+    described_channels,
+    described_labels,
+    described_licence,
+    described_modality,
+)
 from unet_med.manifest.folds import assign_folds
 from unet_med.manifest.model import Finding, LazyHashes, Manifest, ManifestCase, Split
 
@@ -22,7 +28,6 @@ SCHEMA_VERSION = 1
 DEFAULT_FOLDS = 5
 _DICOM = "dicom/"
 _PRIVATE = "private/"
-_MODALITIES = {"MRI": "MR", "PET": "PT", **{name: name for name in ("CT", "MR", "PT", "US", "MG", "CR", "DX")}}
 _TABLE_SUFFIX = ".sources.json"
 
 
@@ -83,6 +88,10 @@ def _to_json(manifest: Manifest, folder: Path, table: dict[str, list[str]]) -> d
     }
     if manifest.label_values:
         data["label_values"] = {str(stored): meant for stored, meant in sorted(manifest.label_values.items())}
+    if manifest.regions:
+        data["regions"] = {name: list(members) for name, members in manifest.regions.items()}
+    if manifest.ignore_label is not None:
+        data["ignore_label"] = manifest.ignore_label
     if manifest.findings:
         data["findings"] = [vars(finding) for finding in manifest.findings]
     data["training"] = [_entry(case, folder, table) for case in manifest.training]
@@ -163,47 +172,23 @@ def load_manifest(path: Path) -> Manifest:
     test = reader.cases("test")
     training, folds = _with_folds(training, data.get("folds"))
     channels = _channels(data, (*training, *test))
+    told = described_labels(data, path.name)
+    absent = [] if "unet_med_schema" in data else absent_channels(training, channels)
     return Manifest(
         name=safe_name(str(data.get("name") or path.stem)),
-        labels=_labels(data, path.name),
+        labels=told.labels,
         channels=channels,
-        modality=_modality(data),
+        modality=described_modality(data),
         task="instance" if data.get("task") == "instance" else "semantic",
         training=training,
         test=test,
         folds=folds,
         label_values=reader.label_values,
-        findings=tuple(_finding(item) for item in data.get("findings", ()) if isinstance(item, Mapping)),
+        findings=(*_findings(data), *absent),
+        regions=told.regions,
+        ignore_label=told.ignore,
         description=str(data.get("description", "")),
-        licence=str(data.get("licence", data.get("license", ""))),
-    )
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a ``dataset.json`` (Decathlon, nnU-Net) beside the images says of a set."""
-
-    label_names: Mapping[int, str] = field(default_factory=dict)
-    channels: tuple[str, ...] = ()
-    modality: str | None = None
-    description: str = ""
-    licence: str = ""
-
-
-def read_description(folder: Path) -> Description:
-    """Returns what ``folder/dataset.json`` says; empty when there is none, or one of another kind."""
-    path = folder / "dataset.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        labels = _labels(data, path.name)
-    except (OSError, ValueError, AttributeError, UsageError):
-        return Description()
-    return Description(
-        {value: name for name, value in labels.items()},
-        _named_channels(data, "channel_names") or _named_channels(data, "modality"),
-        _modality(data),
-        str(data.get("description", "")),
-        str(data.get("licence", data.get("license", ""))),
+        licence=described_licence(data),
     )
 
 
@@ -258,8 +243,8 @@ class _Reader:
         reads = read.get("image") or [{}] * len(images)
         names = [case_id] if len(images) == 1 else [f"{case_id}_{index:04d}" for index in range(len(images))]
         sources = tuple(
-            self._source(name, image, how, case_id, "image")
-            for name, image, how in zip(names, images, reads, strict=True)
+            self._source(name, image, how, case_id, part)
+            for name, image, how, part in zip(names, images, reads, self._parts(len(images)), strict=True)
         )
         label = None
         if entry.get("label"):
@@ -274,6 +259,13 @@ class _Reader:
             sha256=dict(hashes) if isinstance(hashes, Mapping) and "image" in hashes else LazyHashes(case),
             split=split,
         )
+
+    def _parts(self, count: int) -> list[str]:
+        """What the images of a case are called in messages: by their channels where there are several."""
+        named = described_channels(self._data)
+        if count == 1 or len(named) != count:
+            return ["image"] * count
+        return [f"image of channel {name!r}" for name in named]
 
     def _source(self, name: str, pointer: str, how: Mapping[str, Any], case_id: str, part: str) -> SourceRef:
         key = json.dumps([pointer, dict(how), name if pointer.startswith(_DICOM) else ""], sort_keys=True)
@@ -335,38 +327,6 @@ def _with_folds(cases: tuple[ManifestCase, ...], stored: object) -> tuple[tuple[
     return new, len(set(chosen.values()))
 
 
-def _labels(data: Mapping[str, Any], where: str) -> dict[str, int]:
-    raw = data.get("labels")
-    if not isinstance(raw, Mapping) or not raw:
-        raise UsageError(
-            "the manifest does not say what its labels mean", where, 'add "labels": {"0": "background", "1": "..."}'
-        )
-    labels: dict[str, int] = {}
-    for key, value in raw.items():
-        pair = _label_pair(str(key), value)
-        if pair is None:
-            raise UsageError(
-                f"the label {key!r} of the manifest has no single whole number",
-                where,
-                "give each label one value, and overlapping regions in the pipeline file (regions)",
-            )
-        labels[pair[0]] = pair[1]
-    if 0 not in labels.values():
-        labels = {"background": 0, **labels}
-    return dict(sorted(labels.items(), key=lambda item: item[1]))
-
-
-def _label_pair(key: str, value: object) -> tuple[str, int] | None:
-    """``("0", "background")`` and ``("background", 0)`` both give ``("background", 0)``."""
-    if isinstance(value, str) and key.lstrip("-").isdigit():
-        return value, int(key)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return key, value
-    if isinstance(value, str) and value.lstrip("-").isdigit():
-        return key, int(value)
-    return None
-
-
 def _label_values(data: Mapping[str, Any], where: str) -> dict[int, int] | None:
     raw = data.get("label_values")
     if not raw:
@@ -379,38 +339,15 @@ def _label_values(data: Mapping[str, Any], where: str) -> dict[int, int] | None:
         ) from None
 
 
-def _named_channels(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    raw = data.get(key)
-    if isinstance(raw, str):
-        return (raw,)
-    if isinstance(raw, Mapping):
-        return tuple(str(raw[index]) for index in sorted(raw, key=lambda text: (len(str(text)), str(text))))
-    return tuple(map(str, raw)) if isinstance(raw, Sequence) else ()
-
-
 def _channels(data: Mapping[str, Any], cases: Sequence[ManifestCase]) -> tuple[str, ...]:
-    named = _named_channels(data, "channel_names") or _named_channels(data, "modality")
+    named = described_channels(data)
     if named:
         return named
     return tuple(f"channel_{index}" for index in range(cases[0].case.channels if cases else 1))
 
 
-def _modality(data: Mapping[str, Any]) -> str | None:
-    """The DICOM name of the modality, if all channels share one."""
-    names = {name.upper() for name in _named_channels(data, "modality") or _named_channels(data, "channel_names")}
-    known = {
-        "CT": "CT",
-        "MR": "MR",
-        "MRI": "MR",
-        "PT": "PT",
-        "PET": "PT",
-        "US": "US",
-        "MG": "MG",
-        "CR": "CR",
-        "DX": "DX",
-    }
-    found = {known.get(name) for name in names}
-    return found.pop() if len(found) == 1 else None
+def _findings(data: Mapping[str, Any]) -> tuple[Finding, ...]:
+    return tuple(_finding(item) for item in data.get("findings", ()) if isinstance(item, Mapping))
 
 
 def _finding(item: Mapping[str, Any]) -> Finding:

@@ -123,6 +123,8 @@ class Manifest:
         folds: Number of folds; 0 when the set is too small.
         label_values: Stored label value -> value meant, applied whenever a label is read.
         findings: Faults known when the manifest was made; training refuses a set with errors.
+        regions: Overlapping regions of label values, outermost first, where the set is labelled so.
+        ignore_label: Value of voxels that nobody labelled; it is no label.
         description, licence: Free text from the manifest.
     """
 
@@ -136,6 +138,8 @@ class Manifest:
     folds: int = 5
     label_values: Mapping[int, int] | None = None
     findings: tuple[Finding, ...] = field(default=())
+    regions: Mapping[str, tuple[int, ...]] | None = None
+    ignore_label: int | None = None
     description: str = ""
     licence: str = ""
 

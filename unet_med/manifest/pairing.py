@@ -6,18 +6,20 @@ import fnmatch
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from unet_med.errors import NothingUsableError
 from unet_med.identity import safe_name, stem_of
 from unet_med.io.source import Discovery, SourceRef
+from unet_med.manifest.channels import modality_keys
 
 CONVENTIONS = (
     "put images into images/ and labels of the same names into labels/ (or imagesTr/ and labelsTr/; or NAME and "
-    "NAME_mask, NAME_label, NAME_seg or NAME_gt side by side; channels as NAME_0000, NAME_0001; a DICOM series as the "
-    "folder images/NAME/ with labels/NAME.nii.gz), or say which are which with --images 'GLOB' --labels 'GLOB'"
+    "NAME_mask, NAME_label, NAME_seg or NAME_gt side by side; channels as NAME_0000, NAME_0001 or by their names, as "
+    "NAME_T1, NAME_T2 or NAME/T1, NAME/T2; a DICOM series as the folder images/NAME/ with labels/NAME.nii.gz), or "
+    "say which are which with --images 'GLOB' --labels 'GLOB'"
 )
 
 _IMAGE_FOLDERS = {"images", "image", "imagestr", "imgs", "img", "raw", "scans", "volumes"}
@@ -46,6 +48,8 @@ class Pair:
         label: Source of the label, if there is one.
         relative: Path of the first image below the folder, for ``--group-by``; never stored.
         test: Whether it lies in a folder for test images.
+        channels: What the names of its files say of their channels: ``0000``, ``0001``, ..., or modalities; empty where
+            they say nothing.
     """
 
     stem: str
@@ -53,6 +57,7 @@ class Pair:
     label: SourceRef | None
     relative: str
     test: bool = False
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,7 @@ def _by_convention(items: Sequence[_Item]) -> Pairing:
         found, unused = _match(images, labels)
         pairs += found
         left += [(item.ref.id, "a label without an image of the same name") for item in unused]
-    return Pairing(tuple(sorted(pairs, key=lambda pair: pair.relative)), tuple(left))
+    return Pairing(tuple(sorted(_numbered(pairs), key=lambda pair: pair.relative)), tuple(left))
 
 
 def _join_image_folders_of_other_names(sets: dict[tuple[str, bool], list[_Item]]) -> None:
@@ -215,12 +220,14 @@ def _match(images: Sequence[_Item], labels: Sequence[_Item]) -> tuple[list[Pair]
         for image in found:
             del waiting[id(image)]
         stem = found[0].stem if len(found) == 1 and found[0].stem == label.stem else _case_stem(found, label)
-        pairs.append(_pair(stem, found, label.ref))
+        pairs.append(_pair(stem, found, label.ref, _numbers(found, label)))
+    more, unused = _by_modality(unused, waiting)
+    pairs += more
     rest = list(waiting.values())
     for group in _channel_groups(rest).values():
         if len(group) > 1:
             match = _CHANNEL.match(group[0].stem)
-            pairs.append(_pair(match["stem"] if match else group[0].stem, group, None))
+            pairs.append(_pair(match["stem"] if match else group[0].stem, group, None, _numbers(group)))
             rest = [item for item in rest if item not in group]
     pairs += [_pair(item.stem, [item], None) for item in rest]
     return pairs, unused
@@ -260,10 +267,55 @@ def _case_stem(images: Sequence[_Item], label: _Item) -> str:
     return stem if stem and match and match["stem"] == stem else images[0].stem
 
 
-def _pair(stem: str, images: Sequence[_Item], label: SourceRef | None) -> Pair:
+def _by_modality(labels: Sequence[_Item], waiting: dict[int, _Item]) -> tuple[list[Pair], list[_Item]]:
+    """Pairs labels with images of which each is named by a modality; takes them from ``waiting``."""
+    pairs: list[Pair] = []
+    unused: list[_Item] = []
+    for label in labels:
+        for stem in dict.fromkeys((label.stem, _label_stem(label))):
+            inside = [image for image in waiting.values() if image.parts[-1:] == (stem,)]
+            beside = [image for image in waiting.values() if image.stem.startswith(f"{stem}_")]
+            near = [image for image in beside if image.below == label.below]
+            found = next((group for group in (inside, near) if modality_keys([one.stem for one in group], stem)), [])
+            if found:
+                break
+        if not found:
+            unused.append(label)
+            continue
+        for image in found:
+            del waiting[id(image)]
+        pairs.append(_pair(stem, found, label.ref, modality_keys([one.stem for one in found], stem) or ()))
+    return pairs, unused
+
+
+def _numbered(pairs: Sequence[Pair]) -> list[Pair]:
+    """Takes the channel number from the names of images without label, where labelled ones of one channel have it."""
+    if not any(pair.label is not None and pair.channels == ("0000",) for pair in pairs):
+        return list(pairs)
+    done = []
+    for pair in pairs:
+        match = _CHANNEL.match(pair.stem)
+        single = pair.label is None and len(pair.images) == 1 and not pair.channels
+        if single and match and match["channel"] == "0000":
+            pair = replace(pair, stem=match["stem"], channels=("0000",))
+        done.append(pair)
+    return done
+
+
+def _numbers(images: Sequence[_Item], label: _Item | None = None) -> tuple[str, ...]:
+    """Returns the numbers of channel files; none where the names say nothing, or are the label's own."""
+    found = [_CHANNEL.match(image.stem) for image in images if image.ref.kind != "dicom"]
+    stems = {match["stem"] for match in found if match}
+    if len(found) != len(images) or None in found or len(stems) != 1:
+        return ()
+    named = label is None or stems <= {label.stem, _label_stem(label)}
+    return tuple(match["channel"] for match in found if match) if named else ()
+
+
+def _pair(stem: str, images: Sequence[_Item], label: SourceRef | None, channels: tuple[str, ...] = ()) -> Pair:
     first = images[0]
     name = "" if first.ref.kind == "dicom" else safe_name(stem)
-    return Pair(name, tuple(image.ref for image in images), label, first.relative, first.test)
+    return Pair(name, tuple(image.ref for image in images), label, first.relative, first.test, channels)
 
 
 # ---- by pattern -----------------------------------------------------------------------------------------------------
@@ -292,7 +344,7 @@ def _by_pattern(items: Sequence[_Item], images: str | None, labels: str | None) 
     if unused and images is not None and labels is not None:
         pairs, unused = _by_wildcards(pairs, unused, image_items, images, labels)
     left += [(item.ref.id, "a label without an image of the same name") for item in unused]
-    return Pairing(tuple(sorted(pairs, key=lambda pair: pair.relative)), tuple(left))
+    return Pairing(tuple(sorted(_numbered(pairs), key=lambda pair: pair.relative)), tuple(left))
 
 
 def _matches(item: _Item, pattern: str) -> bool:

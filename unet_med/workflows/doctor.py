@@ -36,9 +36,10 @@ from unet_med.inference.estimate import (
 from unet_med.inference.process import Worker, WorkerDiedError
 from unet_med.inference.selftest import conv3d_findings
 from unet_med.inference.worker import Probe, Setup
-from unet_med.io.cases import Case, group_cases
+from unet_med.io.cases import Case
 from unet_med.io.dicom.pixels import missing_decoder
 from unet_med.io.discover import discover
+from unet_med.io.grouping import group_cases
 from unet_med.networks import build_network, input_channels
 from unet_med.training.tracking import leftover_file_store
 from unet_med.version import __version__
@@ -251,7 +252,7 @@ def _training(
 def _cases(input_: Path, config: PipelineConfig) -> list[Case]:
     """The cases that the model can take."""
     axes = config.dims if config.dims != "auto" else 2
-    found = group_cases(discover(input_, progress=track).usable)
+    found = group_cases(discover(input_, progress=track).usable, config.channels)
     return [case for case in found if case.geometry.ndim >= axes and case.channels == len(config.channels)]
 
 

@@ -9,7 +9,9 @@ from typing import Literal
 from unet_med.identity import safe_name, stem_of
 from unet_med.io.discover import discover
 from unet_med.io.source import IntakeOptions
-from unet_med.manifest import BuildOptions, BuildReport, build_manifest, save_manifest
+from unet_med.manifest import BuildOptions, BuildReport, Manifest, build_manifest, save_manifest
+from unet_med.manifest.nnunet import SPLITS
+from unet_med.manifest.nnunet_raw import write_raw
 from unet_med.workflows.outcome import DONE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 
@@ -26,6 +28,7 @@ def make_manifest(
     task: Literal["semantic", "instance"] | None = None,
     label_values: str | None = None,
     label_names: str | None = None,
+    nnunet: Path | None = None,
     intake: IntakeOptions = IntakeOptions(),  # noqa: B008
 ) -> Outcome:
     """Writes the manifest of a folder and says what was paired and what is left over.
@@ -43,6 +46,7 @@ def make_manifest(
         task: What label values mean; ``None`` to look at them.
         label_values: ``"255=1"``: how stored values are to be read.
         label_names: ``"1=liver,2=tumour"``; see :class:`unet_med.manifest.BuildOptions`.
+        nnunet: Also write the set in nnU-Net's raw layout into this new folder.
         intake: How images are read.
 
     Raises:
@@ -54,8 +58,23 @@ def make_manifest(
     report = build_manifest(folder, found, options, safe_name(stem_of(out)), track)
     written = save_manifest(report.manifest, out)
     errors = [finding for finding in report.manifest.findings if finding.severity == "error"]
+    lines = _lines(report, written)
+    if nnunet is not None:
+        lines += _raw_lines(report.manifest, nnunet, refused=bool(errors))
     skipped = [f"skipped: {one.count} {one.what}, {one.reason}" for one in found.skipped]
-    return Outcome(_result(report), _lines(report, written) + skipped, SOME_REFUSED if errors else DONE)
+    return Outcome(_result(report), lines + skipped, SOME_REFUSED if errors else DONE)
+
+
+def _raw_lines(manifest: Manifest, folder: Path, refused: bool) -> list[str]:
+    """Writes nnU-Net's layout and says what was done."""
+    if refused:
+        return ["nnU-Net's layout is not written: correct the errors first"]
+    done = write_raw(manifest, folder, track)
+    counts = ", ".join(f"{count} {what}" for what, count in sorted(done.items()) if count)
+    lines = [f"nnU-Net's layout: {counts} in {folder.name}"]
+    if (folder / SPLITS).exists():
+        lines.append(f"copy {SPLITS} into nnU-Net's preprocessed folder to train on the same folds")
+    return lines
 
 
 def _result(report: BuildReport) -> dict[str, object]:
@@ -64,6 +83,8 @@ def _result(report: BuildReport) -> dict[str, object]:
         "name": manifest.name,
         "task": manifest.task,
         "labels": manifest.labels,
+        "regions": manifest.regions,
+        "ignore_label": manifest.ignore_label,
         "channels": list(manifest.channels),
         "modality": manifest.modality,
         "folds": manifest.folds,
@@ -86,6 +107,11 @@ def _lines(report: BuildReport, written: list[Path]) -> list[str]:
         f"labels ({manifest.task}): {names}",
         f"channels: {', '.join(manifest.channels)}",
     ]
+    if manifest.regions:
+        regions = (f"{name} = {', '.join(map(str, members))}" for name, members in manifest.regions.items())
+        lines.append(f"regions: {'; '.join(regions)}")
+    if manifest.ignore_label is not None:
+        lines.append(f"neither learnt from nor scored: value {manifest.ignore_label}")
     sizes = Counter(case.fold for case in manifest.training if case.fold is not None)
     if sizes:
         lines.append(f"folds: {', '.join(str(sizes[fold]) for fold in sorted(sizes))} cases")

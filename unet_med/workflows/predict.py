@@ -14,11 +14,12 @@ from unet_med.bundle import BundleInfo, read_bundle_info
 from unet_med.errors import NothingUsableError, UsageError
 from unet_med.inference.process import Worker
 from unet_med.inference.worker import Setup
-from unet_med.io.cases import Case, group_cases
+from unet_med.io.cases import Case
 from unet_med.io.discover import discover
 from unet_med.io.export.choices import export_options
 from unet_med.io.export.formats import FORMATS, parse_formats
 from unet_med.io.export.mask import ExportOptions, SegType
+from unet_med.io.grouping import group_cases
 from unet_med.io.source import IntakeOptions, SourceRef
 from unet_med.workflows.casefolder import REPORT, CaseFolder, refused_entry, starved
 from unet_med.workflows.journal import JOURNAL, file_key, folder_key, open_job
@@ -82,7 +83,7 @@ def predict(
         worker.start()  # the model is loaded while the folder is searched
     try:
         discovery = discover(input, intake, track)
-        cases = group_cases(discovery.usable)
+        cases = group_cases(discovery.usable, models[0].channels)
         refused = [source for source in discovery.sources if not source.usable]
         if not cases:
             raise _nothing_usable(refused, sum(entry.count for entry in discovery.skipped))
@@ -159,21 +160,11 @@ def _lines(
     lines += [f"{entry['status']}: {entry['id']}: {entry['reason']}" for entry in troubled[:_SHOWN]]
     if len(troubled) > _SHOWN:
         lines.append(f"... and {len(troubled) - _SHOWN} more in {REPORT}")
-    lines += _look_lines(entries)
     notes = dict.fromkeys(f"{entry['id']}: {note}" for entry in entries for note in entry.get("notes") or ())
     lines += [f"note: {note}" for note in list(notes)[:_SHOWN]]
     lines += dict.fromkeys(_computed(record) for record in records if record.get("engine"))
     lines.append(f"masks, previews, {REPORT} and volumes.csv: {folder.journal.out}")
     lines.append("Research use only")
-    return lines
-
-
-def _look_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each case that somebody should look at."""
-    doubtful = [entry for entry in entries if entry.get("look_at")]
-    lines = [f"look at: {entry['id']}: {'; '.join(entry['look_at'])}" for entry in doubtful[:_SHOWN]]
-    if len(doubtful) > _SHOWN:
-        lines.append(f"... and {len(doubtful) - _SHOWN} more to look at in {REPORT}")
     return lines
 
 

@@ -16,9 +16,10 @@ from unet_med.inference.casework import CaseWork, OutputError, do_case
 from unet_med.inference.estimate import CaseSize
 from unet_med.inference.predictor import Predictor
 from unet_med.inference.worker import CaseJob
-from unet_med.io.cases import Case, group_cases
+from unet_med.io.cases import Case
 from unet_med.io.discover import discover
 from unet_med.io.export import nifti
+from unet_med.io.grouping import group_cases
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from PIL import Image
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
-from unet_med.io.cases import Case, group_cases, resample
+from unet_med.io.cases import Case, resample
+from unet_med.io.grouping import group_cases
 from unet_med.io.itk import inspect_itk
 from unet_med.io.nifti import inspect_nifti
 from unet_med.io.picture import inspect_picture

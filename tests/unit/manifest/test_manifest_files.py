@@ -168,7 +168,7 @@ def test_channels_of_several_files(folder: Path) -> None:
     ("change", "what"),
     [
         ({"labels": {}}, "does not say what its labels mean"),
-        ({"labels": {"whole": [1, 2]}}, "no single whole number"),
+        ({"labels": {"whole": [1, 2]}}, "regions_class_order does not say"),
         ({"training": {}}, "no list 'training'"),
         ({"training": [], "test": []}, "lists no case"),
         ({"training": [{"label": "x"}]}, "entry 0 of 'training' has no image"),
