@@ -160,11 +160,21 @@ def _lines(
     lines += [f"{entry['status']}: {entry['id']}: {entry['reason']}" for entry in troubled[:_SHOWN]]
     if len(troubled) > _SHOWN:
         lines.append(f"... and {len(troubled) - _SHOWN} more in {REPORT}")
+    lines += _look_lines(entries)
     notes = dict.fromkeys(f"{entry['id']}: {note}" for entry in entries for note in entry.get("notes") or ())
     lines += [f"note: {note}" for note in list(notes)[:_SHOWN]]
     lines += dict.fromkeys(_computed(record) for record in records if record.get("engine"))
     lines.append(f"masks, previews, {REPORT} and volumes.csv: {folder.journal.out}")
     lines.append("Research use only")
+    return lines
+
+
+def _look_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each case that somebody should look at."""
+    doubtful = [entry for entry in entries if entry.get("look_at")]
+    lines = [f"look at: {entry['id']}: {'; '.join(entry['look_at'])}" for entry in doubtful[:_SHOWN]]
+    if len(doubtful) > _SHOWN:
+        lines.append(f"... and {len(doubtful) - _SHOWN} more to look at in {REPORT}")
     return lines
 
 
