@@ -83,10 +83,13 @@ def compared(a: Scores, b: Scores, cases: Sequence[str], seed: int) -> dict[str,
         pairs = {label: _pairs(a, b, cases, kind, (label,)) for label in labels}
         if len(labels) > 1:
             pairs[MEAN] = _pairs(a, b, cases, kind, labels)
-        found[kind] = {
-            label: paired_difference(*zip(*rows, strict=True), seed=seed) for label, rows in pairs.items() if rows
-        }
+        found[kind] = {label: _difference(rows, seed) for label, rows in pairs.items() if rows}
     return {kind: rows for kind, rows in found.items() if rows}
+
+
+def _difference(pairs: Sequence[tuple[float, float]], seed: int) -> PairedDifference:
+    first, second = zip(*pairs, strict=True)
+    return paired_difference(first, second, seed)
 
 
 def _pairs(a: Scores, b: Scores, cases: Sequence[str], kind: str, labels: Sequence[str]) -> list[tuple[float, float]]:
