@@ -117,6 +117,7 @@ def test_what_the_terminal_says(crossed: Path) -> None:
     assert "ensemble of 2" in text
     assert "postprocess.keep_largest: " in text
     assert "registered: models:/toy/1" in text
+    assert text.count("mlflow ui --backend-store-uri") == 1
 
 
 def test_the_record_in_mlflow(crossed: Path) -> None:

@@ -166,8 +166,7 @@ class _Trials:
             if _helps(_overall(scores) - _overall(self.now)) and self._harms_none(scores):
                 best = size, scores
         if best is None:
-            sizes = " or ".join(str(size) for size in MINIMUM_VOXELS if size > self.settings.minimum_voxels)
-            words = f"removing components of fewer than {sizes} voxels helps no label without harm"
+            words = f"removing components of fewer than {MINIMUM_VOXELS[0]} to {MINIMUM_VOXELS[-1]} voxels is not taken"
         else:
             size, scores = best
             words = f"removing components of fewer than {size} voxels: {_change(_overall(self.now), _overall(scores))}"
@@ -208,8 +207,12 @@ def _helps(gain: npt.NDArray[np.float64]) -> bool:
 
 
 def _told(names: Sequence[str], before: Dice, after: Dice) -> str:
-    told = [f"{name}: {_change(before[name], after[name])}" for name in names[:_SHOWN]]
-    return "; ".join(told) + (f"; and {len(names) - _SHOWN} others" if len(names) > _SHOWN else "")
+    same = [name for name in names if np.array_equal(before[name], after[name])]
+    changed = [name for name in names if name not in same]
+    told = [f"{name}: {_change(before[name], after[name])}" for name in changed[:_SHOWN]]
+    told += [f"{len(changed) - _SHOWN} others"] if len(changed) > _SHOWN else []
+    told += [f"{', '.join(same[:_SHOWN])}{', ...' if len(same) > _SHOWN else ''}: no case changes"] if same else []
+    return "; ".join(told)
 
 
 def _change(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> str:

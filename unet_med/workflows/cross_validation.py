@@ -121,6 +121,9 @@ def _lines(
     ]
     if choice is not None:
         lines += [f"{key}: {reason}" for key, reason in choice.reasons.items()]
+        if choice.after != choice.before:
+            dice = ", ".join(f"{name} {value:.4f}" for name, value in choice.after.items())
+            lines.append(f"Dice with what was chosen on these masks: {dice}")
     lines.append(f"ensemble of {members}: {out / 'model'} (sha256 {result['model_sha256'][:12]})")
     lines += assessment.quality_lines(meta)
     if version:

@@ -147,9 +147,9 @@ def train_fold(
     tracker.finish("FINISHED")
     everything = (*refused, *training.refused, *validation.refused)
     lines = [f"left out {case_id}: {error}" for case_id, error in everything] + outcome.lines
-    return FoldOutcome(
-        outcome.metrics, outcome.scored, len(everything), [*lines, *review_lines(config.tracking, tracker)]
-    )
+    if session.masks is None:  # of a cross-validation, the run above the folds is shown
+        lines += review_lines(config.tracking, tracker)
+    return FoldOutcome(outcome.metrics, outcome.scored, len(everything), lines)
 
 
 def _agreed(

@@ -49,7 +49,9 @@ def test_right_masks_are_left_alone() -> None:
     assert choice.settings == Postprocess()
     assert choice.before == choice.after == {"organ": 1.0, "spots": 1.0}
     assert choice.as_dict(Postprocess())["chosen"] == {}
-    assert "keeping only the largest component is not taken for organ" in choice.reasons["postprocess.keep_largest"]
+    reason = choice.reasons["postprocess.keep_largest"]
+    assert "not taken for spots: Dice 1.0000 -> 0.6667" in reason
+    assert reason.endswith("organ: no case changes")
 
 
 def test_the_largest_component_is_kept_of_what_is_in_one_piece_only() -> None:
