@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 
-from unet_med.bundle import labels_of, load_bundle, read_bundle_info, save_bundle
+from unet_med.bundle import labels_of, load_bundles, read_bundle_info, save_bundle
 from unet_med.config import PipelineConfig, load_config
 from unet_med.errors import MachineError, UsageError
 from unet_med.inference.device import choose_device, choose_precision, precision_name
@@ -217,8 +217,9 @@ def _load(target: str) -> tuple[PipelineConfig, torch.nn.Module, str]:
         dims = 2 if config.dims == 2 else 3
         channels = input_channels(config.network, config.channels)
         return config, build_network(config.network, dims, channels, labels_of(config).outputs), "pipeline"
-    bundle = load_bundle(target)
-    return bundle.config, bundle.network(), "model"
+    bundles = load_bundles(target)
+    kind = "model" if len(bundles) == 1 else f"one of {len(bundles)} models"
+    return bundles[0].config, bundles[0].network(), kind
 
 
 def _training(
@@ -259,7 +260,7 @@ def _cases(input_: Path, config: PipelineConfig) -> list[Case]:
 @contextmanager
 def _as_model(target: str, config: PipelineConfig, network: torch.nn.Module, kind: str) -> Iterator[Path]:
     """Yields a bundle: the model itself, or one with a pipeline's untrained network, which costs the same."""
-    if kind == "model":
+    if kind != "pipeline":
         yield read_bundle_info(target).folder
         return
     with tempfile.TemporaryDirectory() as folder:
