@@ -67,6 +67,7 @@ def make_plan(
         InputRefusedError: naming the case, when the data cannot be used.
     """
     manifest.require_clean()
+    config = config.model_copy(update=_told(config, manifest))
     chosen = manifest.training if cases is None else tuple(cases)
     labels = _labels(config, manifest)
     measured = fingerprint([case.case for case in chosen], len(labels), progress, config.ignore_label)
@@ -81,8 +82,11 @@ def plan_from_fingerprint(
     device: str = "cpu",
 ) -> Plan:
     """Resolves a pipeline from a fingerprint; see :func:`make_plan`."""
+    told = _told(config, manifest)
+    config = config.model_copy(update=told)  # what is given stays known as given
     turned = measured.turned(config.preprocess.axes)
     draft = Draft(config, manifest, turned, "cpu" if device == "cpu" else "gpu", memory_gb)
+    draft.reasons.update(dict.fromkeys(told, "from the manifest"))
     target = _settle_task(draft)
     settle_network(draft, target)
     _settle_loss(draft, target)
@@ -107,6 +111,12 @@ def auto_class_weights(voxel_counts: Sequence[int]) -> tuple[float, ...]:
     weights = 1.0 / np.sqrt(np.where(counts > 0, counts, present.min()))
     weights = np.minimum(weights, LARGEST_WEIGHT_RATIO * weights.min())
     return tuple(round(float(w), 4) for w in weights / weights.mean())
+
+
+def _told(config: PipelineConfig, manifest: Manifest) -> dict[str, Any]:
+    """Returns what the data set says of its labels and the pipeline leaves open, by key."""
+    told = {"ignore_label": manifest.ignore_label, "regions": manifest.regions}
+    return {key: value for key, value in told.items() if value is not None and getattr(config, key) is None}
 
 
 def _labels(config: PipelineConfig, manifest: Manifest) -> dict[str, int]:

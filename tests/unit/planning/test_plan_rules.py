@@ -404,6 +404,17 @@ def test_axes_in_another_order() -> None:
     assert stored.config.augment.mirror_axes == ()
 
 
+def test_what_the_manifest_says_of_its_labels_holds_where_the_pipeline_leaves_it_open() -> None:
+    regions = {"both": (1, 2), "tumour only": (2,)}
+    told = planned(manifest=data(ignore_label=255, regions=regions))
+    assert (told.config.ignore_label, told.config.regions) == (255, regions)
+    assert told.reasons["ignore_label"] == told.reasons["regions"] == "from the manifest"
+    assert told.config.loss.class_weights is None
+    own = planned({"ignore_label": 7}, manifest=data(ignore_label=255))
+    assert own.config.ignore_label == 7
+    assert "ignore_label" not in own.reasons
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
