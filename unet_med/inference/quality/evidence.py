@@ -37,6 +37,8 @@ _Floats = npt.NDArray[np.float64]
 
 _SLAB_VALUES = 2**22
 """Probabilities that are looked at together, where a row has fewer."""
+_CACHED_VALUES = 2**18
+"""Probabilities that are made at once: what passes over them hold stays in the processor's cache."""
 
 
 class CaseEvidence:
@@ -189,9 +191,7 @@ def _chances(logits: Tensor, values: Labels, labels: LabelMap) -> tuple[_Floats,
         voxel is what it was labelled.
     """
     if not labels.regions:
-        chances = torch.softmax(logits, dim=0)
-        mass = chances.flatten(1).sum(dim=1).cpu().numpy().astype(np.float64)
-        likely = chances.amax(dim=0).cpu().numpy()
+        mass, likely = _softmax_sums(logits)
         inside = np.bincount(values.ravel(), likely.ravel(), minlength=len(mass)).astype(np.float64)
         return mass[1:], inside[1:], np.asarray(1.0 - likely)
     regions = logits.sigmoid().cpu().numpy()
@@ -202,6 +202,20 @@ def _chances(logits: Tensor, values: Labels, labels: LabelMap) -> tuple[_Floats,
     whole = [chances.sum() for chances in by_name.values()]
     doubt = np.asarray(0.5 - np.abs(regions - 0.5)).max(axis=0)
     return np.array(whole, dtype=np.float64), np.array(within, dtype=np.float64), doubt
+
+
+def _softmax_sums(logits: Tensor) -> tuple[_Floats, npt.NDArray[np.float32]]:
+    """Returns each output's probability summed over all voxels (outputs), and the largest one of each voxel (*s)."""
+    flat = logits.flatten(1)
+    outputs, voxels = flat.shape
+    step = max(1, _CACHED_VALUES // outputs if logits.device.type == "cpu" else voxels)
+    mass, likely = np.zeros(outputs), torch.empty(voxels, device=logits.device)
+    for start in range(0, voxels, step):
+        part, largest = flat[:, start : start + step], likely[start : start + step]
+        powers = (part - part.amax(dim=0)).exp_()
+        torch.reciprocal(powers.sum(dim=0), out=largest)
+        mass += torch.mv(powers, largest).cpu().numpy()
+    return mass, likely.view(logits.shape[1:]).cpu().numpy()
 
 
 def _across(table: _Floats, inner: npt.NDArray[np.bool_]) -> float:

@@ -81,6 +81,7 @@ def test_features_are_what_the_formulas_say(
     logits = torch.randn(labels.outputs, *shape, generator=torch.Generator().manual_seed(seed)) * 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evidence_module, "_SLAB_VALUES", slab)
+        patch.setattr(evidence_module, "_CACHED_VALUES", slab)
         (found,) = _gathered(logits, labels, axis % len(shape), cuts).features()
     mask = labels.from_outputs(logits)
     chances, doubt = _chances(logits, labels)
