@@ -28,7 +28,7 @@ from unet_med.inference.quality.evidence import CaseEvidence
 from unet_med.inference.stream import Compare, WindowStream, mirrored, rolling_values
 from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.labels import LabelMap
-from unet_med.networks import admissible_patch, context_voxels, input_channels
+from unet_med.networks import admissible_patch, context_voxels, head_channels, input_channels
 from unet_med.transforms.postprocess import postprocess_labels
 from unet_med.transforms.preprocess import Prepared, Preprocessor
 from unet_med.transforms.resample import spline_rows, spline_support
@@ -102,7 +102,7 @@ class _Model:
     @property
     def channels(self) -> int:
         """Channels that are blended: the features of the finest level where they are fewer than the outputs."""
-        return _finest_features(self.bundle) if self.blends_features else self.bundle.labels.outputs
+        return head_channels(self.bundle.config.network) if self.blends_features else self.bundle.labels.outputs
 
     @property
     def sees_volumes(self) -> bool:
@@ -280,7 +280,7 @@ class Predictor:
             context_voxels(config.network, bundle.dims),
             mirror_axes,
             Tiles(admissible_patch(config.network, bundle.dims, window), CPU_BATCH[bundle.dims]),
-            blends_features=bundle.labels.outputs > _finest_features(bundle),
+            blends_features=bundle.labels.outputs > head_channels(config.network),
             skips=skips and config.inference.skip_empty,
         )
         if self.device.type == "cuda":
@@ -393,7 +393,7 @@ class Predictor:
         return replace(setting, precision=torch.float32)
 
     def _clean(self, labels: npt.NDArray[Any], likely: npt.NDArray[np.float32] | None) -> None:
-        """Post-processes labels in place; what is removed is no longer likely."""
+        """Post-processes labels in place; what is removed is no longer likely, what is filled is certain."""
         settings = self._models[0].bundle.config.postprocess
         before = labels.copy() if likely is not None else None
         postprocess_labels(labels, settings, self.labels, out=labels)
@@ -401,6 +401,7 @@ class Predictor:
             return
         for place, label in enumerate(self.labels.labels):
             likely[place][(before == label.index) & (labels != label.index)] = 0.0
+            likely[place][(before != label.index) & (labels == label.index)] = 1.0
 
 
 class _ModelRows:
@@ -646,12 +647,7 @@ def _needed_bytes(model: _Model, prepared: Prepared, tiles: Tiles) -> float:
 def _forward_bytes(model: _Model, tiles: Tiles) -> float:
     voxels = prod(size + 2 * border for size, border in zip(tiles.window, model.context, strict=True))
     size = 4 if model.precision == torch.float32 else 2
-    return float(tiles.batch * voxels * _finest_features(model.bundle) * size * _MAPS_IN_MEMORY)
-
-
-def _finest_features(bundle: Bundle) -> int:
-    features = bundle.config.network.features
-    return int(features[0]) if features != "auto" else 32
+    return float(tiles.batch * voxels * head_channels(model.bundle.config.network) * size * _MAPS_IN_MEMORY)
 
 
 def _times(size: Sequence[int]) -> str:

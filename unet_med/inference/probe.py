@@ -21,7 +21,7 @@ from unet_med.inference.peak import PeakMeter
 from unet_med.inference.predictor import Predictor
 from unet_med.io.cases import Case
 from unet_med.io.sinks import open_mask_sink
-from unet_med.networks import admissible_patch, context_voxels, input_channels
+from unet_med.networks import admissible_patch, context_voxels, head_channels, input_channels
 from unet_med.overlays import outline_preview
 from unet_med.transforms.preprocess import network_axes
 from unet_med.volume import ArraySource, Volume
@@ -39,7 +39,7 @@ def measure_rates(predictor: Predictor, bundle: Bundle, case: Case, windows: int
     """Reads a case, predicts a window's worth of its middle, and writes that to a folder that is removed.
 
     Args:
-        predictor: Of ``bundle``.
+        predictor: Of ``bundle``, and perhaps of others like it.
         bundle: The model.
         case: A small one of those that will be predicted.
         windows: Of all cases together; a job of a few seconds is not worth looking for a faster engine.
@@ -64,6 +64,7 @@ def measure_rates(predictor: Predictor, bundle: Bundle, case: Case, windows: int
         lambda: outline_preview(volume.array, labels, volume.geometry.spacing_mm, bundle.labels)
     )[0]
     engine, open_seconds, window_seconds = _time_engine(predictor, bundle)
+    window_seconds *= len(predictor.precisions)  # models see the same windows one after the other
     return Rates(
         start_seconds=open_seconds,
         window_seconds=window_seconds,
@@ -142,8 +143,7 @@ def _write(volume: Volume, labels: npt.NDArray[Any], bundle: Bundle) -> None:
 def _time_engine(predictor: Predictor, bundle: Bundle) -> tuple[Engine, float, float]:
     """Opens the engine that prediction uses anew; returns it, the seconds that opening took, and those of a window."""
     config, device = bundle.config, predictor.device
-    features = config.network.features
-    blends_features = features != "auto" and bundle.labels.outputs > features[0]
+    blends_features = bundle.labels.outputs > head_channels(config.network)
     network = bundle.network().to(device=device, memory_format=_LAYOUTS[bundle.dims])  # type: ignore[call-overload]
     request = EngineRequest(
         network=network,

@@ -316,6 +316,18 @@ def test_what_was_cleaned_away_is_not_likely(tiny_bundle) -> None:
     assert prediction.probabilities[0].max() < 0.5
 
 
+def test_what_was_filled_is_certain(tiny_bundle) -> None:
+    array = np.zeros((1, 20, 20, 20), np.float32)
+    array[0, 4:16, 4:16, 4:16] = 10.0
+    array[0, 8:12, 8:12, 8:12] = 0.0
+    volume = Volume(array, Geometry.from_spacing((20, 20, 20), (1.0, 1.0, 1.0)))
+    bundle = load_bundle(tiny_bundle(postprocess__fill_holes=["bright"]))
+    prediction = Predictor([bundle], "cpu").predict(volume, probabilities=True)
+    assert (prediction.labels[8:12, 8:12, 8:12] == 1).all()
+    assert prediction.probabilities is not None
+    assert (prediction.probabilities[0, 8:12, 8:12, 8:12] == 1.0).all()
+
+
 def test_empty_windows_are_skipped_by_one_model_alone(tiny_bundle) -> None:
     bounds = {"schema": 1, "window": [16, 16, 16], "low": [-9.0], "high": [9.0], "spread": [0.0]}
     meta = {"empty_windows": {"rule": bounds}}
