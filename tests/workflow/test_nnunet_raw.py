@@ -107,6 +107,19 @@ def test_regions_and_unlabelled_voxels_come_from_the_description(tmp_path: Path)
     assert np.unique(found.training[0].case.read_label()).tolist() == [0, 1, 2, 3]
 
 
+def test_a_plan_takes_them_over_where_the_pipeline_leaves_them_open(tmp_path: Path) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    described = {"channel_names": {"0": "MR"}, "labels": labels, "regions_class_order": [1, 2]}
+    raw = raw_set(tmp_path / "set", described, channels=1, values=3)
+    make_manifest(raw, tmp_path / "M.json")
+    (tmp_path / "p.yaml").write_text("name: test\n")
+    planned = plan(tmp_path / "p.yaml", tmp_path / "M.json").result
+    assert planned["config"]["regions"] == {"whole": [1, 2], "core": [2]}
+    assert planned["config"]["ignore_label"] == 3
+    plain = plan(tmp_path / "p.yaml", tmp_path / "M.json", overrides=["regions={}"]).result["config"]
+    assert plain["regions"] == {}
+
+
 def test_a_label_that_is_called_ignore_is_none(tmp_path: Path) -> None:
     raw = raw_set(tmp_path / "set", {"labels": {}}, channels=1)
     (raw / "dataset.json").unlink()
