@@ -39,7 +39,7 @@ _TOLERANCE = {
 """Differences that are nothing, however equal the cases of training are."""
 _LOGARITHMIC = ("spacing", "extent", "voxels", "roughness")
 _SMALLEST = 1e-6
-_FEW_CASES_FACTOR = 2.0
+_FEW_CASES_FACTOR = 3.0
 """With fewer than 19 cases an image must exceed them by that many times what any of them exceeds the others by."""
 _DIRECTIONS = ("from left to right", "from back to front", "from foot to head")
 
