@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from inline_worker import InlineWorker
 from toy_set import Trained
 
 from unet_med.bundle import load_bundle
@@ -20,7 +22,10 @@ from unet_med.inference.quality.assessment import quality_meta
 from unet_med.inference.quality.evidence import CaseEvidence
 from unet_med.inference.quality.outliers import typical_meta
 from unet_med.volume import Volume
+from unet_med.workflows import evaluate as evaluate_module
+from unet_med.workflows.evaluate import evaluate
 from unet_med.workflows.info import info
+from unet_med.workflows.manifest import make_manifest
 from unet_med.workflows.predict import predict
 
 SHAPE, SPACING = (16, 14, 12), (1.0, 1.0, 2.0)
@@ -72,7 +77,7 @@ def _typical() -> dict[str, Any]:
 
 
 def _write(folder: Path, name: str, image: np.ndarray, spacing: tuple[float, ...] = SPACING) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(image, np.diag([*spacing, 1.0])), folder / f"{name}.nii.gz")
 
 
@@ -111,6 +116,27 @@ def test_a_model_that_knows_nothing_says_nothing(tiny_bundle, tmp_path: Path) ->
     (case,) = outcome.result["cases"]
     assert (case["predicted_dice"], case["unusual"], case["look_at"]) == (None, None, None)
     assert not any(line.startswith("look at") for line in outcome.lines)
+
+
+def test_an_evaluation_sets_predicted_beside_true_dice(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_module, "Worker", InlineWorker)
+    label = np.broadcast_to((np.arange(SHAPE[0]) // 4 % 2)[:, None, None], SHAPE).astype(np.uint8).copy()
+    label[0, 0, 0] = 2
+    for number, contrast in enumerate((0.5, 1.0, 2.0)):
+        _write(tmp_path / "set" / "imagesTr", f"c{number}", _image(200 + number, contrast))
+        _write(tmp_path / "set" / "labelsTr", f"c{number}", label)
+    make_manifest(tmp_path / "set", tmp_path / "M.json", folds=3, label_names="1=bright,2=dark")
+    outcomes = [evaluate(str(model), tmp_path / "M.json", fold, out=tmp_path / f"out{fold}") for fold in range(3)]
+    cases = sorted((case for outcome in outcomes for case in outcome.result["cases"]), key=lambda case: case["id"])
+    predicted = [case["predicted_dice"]["bright"] for case in cases]
+    assert predicted == sorted(predicted)
+    assert predicted == pytest.approx([case["dice"]["bright"] for case in cases], abs=0.15)
+    with (tmp_path / "out0" / "cases.csv").open(encoding="utf-8", newline="") as file:
+        bright, dark = csv.DictReader(file)
+    assert 0.0 < float(bright["predicted_dice"]) < 1.0
+    assert dark["predicted_dice"] == ""
 
 
 def test_the_model_says_what_it_knows_of_its_failures(model: Path) -> None:

@@ -28,7 +28,7 @@ TABLE = "cases.csv"
 MASKS = "masks"
 _COLUMNS = (
     *("id", "label", "dice", "iou", "hd95_mm", "hd95_px", "nsd", "volume_error_ml"),
-    *("mask_voxels", "label_voxels", "seconds"),
+    *("mask_voxels", "label_voxels", "predicted_dice", "seconds"),
 )
 _SHOWN = 20
 
