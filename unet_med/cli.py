@@ -581,12 +581,20 @@ def import_nnunet(
         Literal["final", "best"], typer.Option("--checkpoint", help="Of the last epoch, or the one thought best.")
     ] = "final",
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name of the model.")] = None,
+    orientation: Annotated[
+        str | None,
+        typer.Option(
+            "--orientation",
+            metavar="LPS",
+            help="How the training images were stored; default: as each file is.",
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> Outcome:
     """Turn a model that nnU-Net v2 trained into one of ours."""
     from unet_med.workflows.import_nnunet import import_nnunet as workflow
 
-    return workflow(folder, out, folds=fold, which=checkpoint, name=name, overwrite=overwrite)
+    return workflow(folder, out, folds=fold, which=checkpoint, name=name, orientation=orientation, overwrite=overwrite)
 
 
 @_command

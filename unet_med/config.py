@@ -145,7 +145,9 @@ class Preprocess(_Model):
         description="nnunet: images keep to the range of what they came from; logits return by the nearest slice along "
         "an axis that is resampled so on the way in",
     )
-    orientation: Literal["RAS", "stored"] = Field("RAS", description="stored: the axes as the file has them")
+    orientation: Annotated[str, Field(pattern="^(stored|[RL][AP][SI])$")] = Field(
+        "RAS", description="towards where the axes are turned, for example LPS; stored: as the file has them"
+    )
     axes: tuple[Axis, Axis, Axis] | None = Field(
         None,
         description="order of the oriented axes for the network; a 2-D network sees the first two; null: as they are",
@@ -251,6 +253,16 @@ class Augment(_Model):
     gamma_range: tuple[Positive, Positive] = (0.7, 1.5)
 
 
+class Cascade(_Model):
+    """Two stages for volumes of which a patch shows too little: masks at low resolution, then the image with them."""
+
+    spacing_mm: Auto | tuple[Positive, Positive, Positive] | None = Field(
+        None,
+        description="spacing of the first stage along the network's axes; null: no cascade; auto: where a patch covers "
+        "less than a quarter of the median image, the spacing on which it covers one",
+    )
+
+
 class Sampling(_Model):
     """Which patches the network sees."""
 
@@ -345,6 +357,7 @@ class PipelineConfig(_Model):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     preprocess: Preprocess = Preprocess()
     network: Network = Network()
+    cascade: Cascade = Cascade()
     loss: Loss = Loss()
     augment: Augment = Augment()
     sampling: Sampling = Sampling()
@@ -359,6 +372,12 @@ class PipelineConfig(_Model):
             raise ValueError(f"network.slices: {self.network.slices} slices have no middle one; give an odd number")
         if self.network.slices > 1 and self.dims == 3:
             raise ValueError("network.slices: neighbouring slices are for a 2-D network; set dims to 2")
+        return self
+
+    @model_validator(mode="after")
+    def _cascades_are_three_dimensional(self) -> Self:
+        if self.cascade.spacing_mm not in (None, "auto") and self.dims == 2:
+            raise ValueError("cascade.spacing_mm: a cascade is for 3-D networks; set dims to 3 or spacing_mm to null")
         return self
 
     @model_validator(mode="after")
@@ -378,6 +397,13 @@ class PipelineConfig(_Model):
     def label_values(self) -> dict[str, int] | None:
         """Value of each label by its name; ``None`` for ``auto``."""
         return None if self.labels == "auto" else {name: entry.value for name, entry in self.labels.items()}
+
+    @property
+    def prior_channels(self) -> int:
+        """Channels that the network sees beside the image's: one for each label of a cascade's first stage."""
+        if self.cascade.spacing_mm is None or self.labels == "auto":
+            return 0
+        return sum(entry.value != 0 for entry in self.labels.values())
 
     def unresolved(self) -> tuple[str, ...]:
         """Returns the dotted names of all values that are still ``auto``; precision and engine the machine chooses."""

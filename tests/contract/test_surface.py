@@ -32,7 +32,7 @@ SURFACE = {
     "demo": "kind --out --max-minutes --overwrite",
     "doctor": "target input_",
     "info": "model",
-    "import-nnunet": "folder out --fold --checkpoint --name --overwrite",
+    "import-nnunet": "folder out --fold --checkpoint --name --orientation --overwrite",
     "compare": "run_a run_b",
     "match": "pipeline --data --out --kinds --fold --max-minutes --device --set",
     "ui": "--store --port --no-browser",

@@ -128,6 +128,16 @@ def test_one_of_several_folds_can_be_chosen(tmp_path: Path) -> None:
     assert bundle.meta["training"]["fold"] == "fold 1 of nnU-Net"
 
 
+def test_images_are_turned_to_where_the_training_images_lay(tmp_path: Path) -> None:
+    import_nnunet(trained_folder(tmp_path / "t__p__3d_fullres", 0), tmp_path / "model", orientation="LPS")
+    stored = image()  # towards R, A, S
+    found = exactly([load_bundle(tmp_path / "model")]).predict(stored).labels
+    turned = Volume(np.ascontiguousarray(stored.array[:, ::-1, ::-1]), stored.geometry)
+    expected = by_reference([network(0)], turned, ())[::-1, ::-1]
+    assert (found == expected).mean() > 0.999
+    assert (found == by_reference([network(0)], stored, ())).mean() < 0.99
+
+
 def test_info_tells_where_it_comes_from(tmp_path: Path) -> None:
     import_nnunet(trained_folder(tmp_path / "t__p__3d_fullres", 0), tmp_path / "model")
     text = "\n".join(info(str(tmp_path / "model")).lines)

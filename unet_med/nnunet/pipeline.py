@@ -52,6 +52,7 @@ def imported_pipeline(
     name: str | None = None,
     batch_norm: bool = False,
     deep_supervision: bool = True,
+    orientation: str | None = None,
 ) -> Imported:
     """Turns a plan into a pipeline.
 
@@ -63,6 +64,7 @@ def imported_pipeline(
         name: Of the pipeline; by default the data set's.
         batch_norm: Whether the trainer put batch norm where the plan says otherwise.
         deep_supervision: Whether the trainer learnt at several levels.
+        orientation: How the training images were stored, ``LPS`` for example; ``None``: as each file is stored.
 
     Raises:
         ModelError: for what cannot be done in the same way, naming it.
@@ -74,7 +76,7 @@ def imported_pipeline(
     network = network_of(chosen, dims) | ({"norm": "batch"} if batch_norm else {})
     levels = len(network["features"])
     network["deep_supervision"] = deep_supervision and levels > 2
-    content = {
+    content: dict[str, Any] = {
         "name": safe_name(name or str(plans.get("dataset_name") or "nnunet")),
         "dims": dims,
         "channels": _channels(dataset),
@@ -89,6 +91,8 @@ def imported_pipeline(
         "training": _TRAINING,
         "inference": {**_BLENDING, "mirror": bool(mirror_axes)},
     }
+    if orientation is not None and content["preprocess"]["orientation"] == "stored":
+        content["preprocess"]["orientation"] = orientation
     config = parse_config(content, f"{_WHERE}, {configuration}")
     return Imported(config, _reasons(config, configuration), max(1, levels - 2) if network["deep_supervision"] else 1)
 
@@ -252,7 +256,8 @@ def _normalisation(plans: Mapping[str, Any], chosen: Mapping[str, Any], channel:
 def _reasons(config: PipelineConfig, configuration: str) -> dict[str, str]:
     plan = f"nnU-Net's plan, {configuration}"
     mirrored = "nnU-Net mirrors these axes" if config.inference.mirror else "nnU-Net's trainer did not mirror"
-    read = "towards R, A, S" if config.preprocess.orientation == "RAS" else "as the files have them"
+    turned = config.preprocess.orientation
+    read = "as the files have them" if turned == "stored" else f"of images that are stored as {turned}"
     return {
         **dict.fromkeys(_PLANNED, plan),
         "preprocess.crop_to_nonzero": "nnU-Net always does",

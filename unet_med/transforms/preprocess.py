@@ -201,6 +201,8 @@ def network_axes(geometry: Geometry, settings: Preprocess) -> tuple[tuple[int, .
     order, flips = geometry.canonical_axes()
     if settings.orientation == "stored":
         order, flips = tuple(range(geometry.ndim)), (False,) * geometry.ndim
+    elif geometry.orientation:  # a picture has none
+        flips = tuple(flip != (way in "LPI") for flip, way in zip(flips, settings.orientation, strict=True))
     if settings.axes is not None:
         chosen = [axis for axis in settings.axes if axis < geometry.ndim]
         order, flips = tuple(order[axis] for axis in chosen), tuple(flips[axis] for axis in chosen)

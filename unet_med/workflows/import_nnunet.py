@@ -35,6 +35,7 @@ def import_nnunet(
     folds: Sequence[str] = (),
     which: Literal["final", "best"] = "final",
     name: str | None = None,
+    orientation: str | None = None,
     overwrite: bool = False,
 ) -> Outcome:
     """Writes a trained nnU-Net v2 folder as a model of ours; nothing of nnU-Net is needed, its folder is only read.
@@ -45,6 +46,8 @@ def import_nnunet(
         folds: ``0`` to ``4`` or ``all``; nothing for all that are there.
         which: Kind of checkpoint.
         name: Of the model; by default the data set's.
+        orientation: How the training images were stored, for example ``LPS``: images of any kind are turned so.
+            ``None``: every image is taken as it is stored, as nnU-Net does.
         overwrite: Replace a model in ``out``.
 
     Raises:
@@ -56,9 +59,9 @@ def import_nnunet(
     trained = open_folder(folder, which)
     chosen = tuple(dict.fromkeys(folds)) or trained.folds
     if len(chosen) == 1:
-        config = _written(trained, chosen[0], out, name)
+        config = _written(trained, chosen[0], out, name, orientation)
     else:
-        config = _written_ensemble(trained, chosen, out, name)
+        config = _written_ensemble(trained, chosen, out, name, orientation)
     info = read_bundle_info(out)
     result = {
         "name": config.config.name,
@@ -73,7 +76,7 @@ def import_nnunet(
     return Outcome(result, _lines(result, out))
 
 
-def _written(trained: TrainedFolder, fold: str, out: Path, name: str | None) -> Imported:
+def _written(trained: TrainedFolder, fold: str, out: Path, name: str | None, orientation: str | None) -> Imported:
     """Writes one fold as a bundle."""
     checkpoint = load_checkpoint(trained, fold)
     imported = imported_pipeline(
@@ -84,6 +87,7 @@ def _written(trained: TrainedFolder, fold: str, out: Path, name: str | None) -> 
         name,
         batch_norm=is_batch_normalised(checkpoint.weights),
         deep_supervision="NoDeepSupervision" not in checkpoint.trainer,
+        orientation=orientation,
     )
     config = imported.config
     where = f"fold_{fold}/checkpoint_{trained.which}.pth"
@@ -95,13 +99,15 @@ def _written(trained: TrainedFolder, fold: str, out: Path, name: str | None) -> 
     return imported
 
 
-def _written_ensemble(trained: TrainedFolder, folds: Sequence[str], out: Path, name: str | None) -> Imported:
+def _written_ensemble(
+    trained: TrainedFolder, folds: Sequence[str], out: Path, name: str | None, orientation: str | None
+) -> Imported:
     """Writes several folds as an ensemble; the members are made beside it, so that their files can be linked."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".import-", dir=out.parent) as place:
         members = {f"fold_{fold}": Path(place) / f"fold_{fold}" for fold in folds}
         made = [
-            _written(trained, fold, path, name)
+            _written(trained, fold, path, name, orientation)
             for fold, path in track(list(zip(folds, members.values(), strict=True)), "importing folds")
         ]
         if any(one.config != made[0].config for one in made):
@@ -166,7 +172,8 @@ def _notes(trained: TrainedFolder, imported: Imported) -> list[str]:
     notes = []
     if imported.config.preprocess.orientation == "stored":
         notes.append(
-            "nnU-Net trained on the axes as the files had them: images should be stored as the training images were"
+            "axes are taken as each file has them, as nnU-Net does: give images that are stored as the training images "
+            "were, or say with --orientation how these were stored"
         )
     if (trained.path / "crossval_results_folds_0_1_2_3_4" / "postprocessing.pkl").is_file():
         notes.append("nnU-Net's post-processing is a pickle and was not taken over")

@@ -103,13 +103,14 @@ def test_logits_go_back_by_the_nearest_slice_where_one_axis_is_coarse() -> None:
 
 
 @pytest.mark.parametrize("axes", [(2, 1, 0), (0, 2, 1), (1, 2, 0)])
-@pytest.mark.parametrize("orientation", ["stored", "RAS"])
+@pytest.mark.parametrize("orientation", ["stored", "RAS", "LPS"])
 def test_axes_are_ordered_for_the_network_and_back(axes: tuple[int, ...], orientation: str) -> None:
     affine = np.array([[0, -2.0, 0, 9], [1.0, 0, 0, 3], [0, 0, -3.0, 5], [0, 0, 0, 1]])
     image = np.arange(4 * 5 * 6, dtype=np.float32).reshape(1, 4, 5, 6)
     settings_ = config(None, axes=axes, orientation=orientation)
     prepared = Preprocessor(settings_).prepare(Volume(image, Geometry((4, 5, 6), affine)))
-    turned = image[0] if orientation == "stored" else image[0].transpose(1, 0, 2)[::-1, :, ::-1]
+    towards_ras = image[0].transpose(1, 0, 2)[::-1, :, ::-1]
+    turned = {"stored": image[0], "RAS": towards_ras, "LPS": towards_ras[::-1, ::-1]}[orientation]
     np.testing.assert_array_equal(prepared.array[0], turned.transpose(axes))
     assert prepared.geometry.shape == prepared.array.shape[1:]
     labels = np.zeros((4, 5, 6), dtype=np.uint8)
@@ -123,6 +124,12 @@ def test_axes_are_ordered_for_the_network_and_back(axes: tuple[int, ...], orient
 
 def test_a_picture_has_no_third_axis() -> None:
     assert network_axes(Geometry((4, 5)), config(axes=(1, 0, 2)).preprocess) == ((1, 0), (False, False))
+
+
+def test_an_orientation_is_stored_or_three_letters() -> None:
+    for wrong in ("ARS", "RA", "ras", "as it is"):
+        with pytest.raises(ConfigError, match="orientation"):
+            config(orientation=wrong)
 
 
 def test_axes_must_be_an_order() -> None:
