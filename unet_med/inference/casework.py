@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from unet_med.data import read_target
 from unet_med.errors import InputRefusedError, MachineError, ModelError, UnetMedError
 from unet_med.geometry import Geometry
 from unet_med.inference.estimate import CaseSize
@@ -364,8 +365,6 @@ def label_volumes(
 
 
 def _truth(truth: ManifestCase, labels: LabelMap, frame: int) -> npt.NDArray[Any]:
-    from unet_med.data import read_target  # with MONAI, which prediction alone does not need: 3 s
-
     return read_target(truth, labels, truth.case.read_label(frame))
 
 
