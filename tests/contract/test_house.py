@@ -69,7 +69,11 @@ def test_every_error_names_a_remedy() -> None:
 
 
 def test_only_the_command_line_configures_logging_and_leaves_the_process() -> None:
-    assert {file for file, _ in _calls({"logging.basicConfig", "sys.exit"})} <= {"cli.py", OWN_PROCESS, "training/processes.py"}
+    assert {file for file, _ in _calls({"logging.basicConfig", "sys.exit"})} <= {
+        "cli.py",
+        OWN_PROCESS,
+        "training/processes.py",
+    }
 
 
 def test_no_code_can_come_out_of_data() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from unet_med.config import Network
 from unet_med.networks.layout import StackLayout, UNetLayout, layout_of
 from unet_med.networks.segmenter import Segmenter
+
+_MEASURED_VOXELS = 2**20
 
 Span = tuple[int, int]
 """First and last index along one axis."""
@@ -141,6 +144,21 @@ def effective_field(
     finally:
         network.train(training)
     return tuple(_shortest(_along(energy, axis), share) for axis in range(len(size)))
+
+
+def described_field(settings: Network, network: Segmenter, patch: Sequence[int]) -> dict[str, list[int]]:
+    """Returns ``theoretical_voxels`` and ``effective_voxels`` of a trained network, as its bundle keeps them.
+
+    Args:
+        settings: What ``network`` was built of.
+        network: Trained.
+        patch: That it puts out, in voxels; large ones are measured with fewer inputs.
+    """
+    samples = max(2, min(8, _MEASURED_VOXELS // prod(patch)))
+    return {
+        "theoretical_voxels": list(receptive_field(settings, len(patch))),
+        "effective_voxels": list(effective_field(network, patch, samples)),
+    }
 
 
 def _along(energy: Tensor, axis: int) -> Tensor:

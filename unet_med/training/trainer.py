@@ -23,11 +23,12 @@ from unet_med.inference.tiling import window_axes
 from unet_med.labels import LabelMap
 from unet_med.losses import build_loss
 from unet_med.metrics import confusion_counts, dice_iou, structures
-from unet_med.networks import admissible_patch, build_network, context_voxels
+from unet_med.networks import Segmenter, admissible_patch, build_network, context_voxels
 from unet_med.training.accelerate import Forward, set_up_card
 from unet_med.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from unet_med.training.distributed import BatchSums, Team, shares_by_size
 from unet_med.training.schedule import Schedule
+from unet_med.transforms.prior import Prior
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Trainer:
         self.sums_of_batch = BatchSums(self.team, self.pieces) if self.pieces * self.team.world > 1 else None
         self.patch = admissible_patch(config.network, config.dims, config.sampling.patch_voxels)
         self.layout = torch.channels_last_3d if config.dims == 3 else torch.channels_last
-        self.channels = channels * config.network.slices
+        self.channels = channels * config.network.slices + config.prior_channels
         self.network = build_network(config.network, config.dims, self.channels, labels.outputs)
         if initial is not None:
             _take_over(self.network, initial)
@@ -199,7 +200,7 @@ class Trainer:
         return {k: v.detach().cpu().clone() for k, v in (self.average or self.network.state_dict()).items()}
 
     @contextmanager
-    def evaluating(self) -> Iterator[nn.Module]:
+    def evaluating(self) -> Iterator[Segmenter]:
         """Lends the network in evaluation mode with the weights that would be deployed."""
         own = None
         if self.average is not None:
@@ -225,7 +226,9 @@ class Trainer:
             network, self.patch, context, self.channels, 1, False, self.device, self.precision, sha256=""
         )
         along = min(range(len(axes)), key=lambda axis: rolling_values(axes, axis, outputs))
-        stream = WindowStream(ArrayRows(image), axes, along, TorchEngine(request, "training"), outputs, dims)
+        prior = case.prior()
+        rows = ArrayRows(image, None if prior is None else Prior(prior, self.config.prior_channels))
+        stream = WindowStream(rows, axes, along, TorchEngine(request, "training"), outputs, dims)
         mask = np.zeros(case.shape, dtype=self.labels.dtype)
         for start, stop, logits in finished_rows(stream):
             self.labels.from_outputs(logits, out=mask[(slice(None),) * along + (slice(start, stop),)])

@@ -27,6 +27,7 @@ from unet_med.io.atomic import whole_file, write_json
 from unet_med.labels import LabelMap
 from unet_med.manifest import Manifest, ManifestCase, verified
 from unet_med.metrics import summarise
+from unet_med.networks.receptive import described_field
 from unet_med.planning import Plan, make_plan
 from unet_med.training.distributed import Team
 from unet_med.training.emptiness import learn_emptiness, proven_emptiness
@@ -262,6 +263,8 @@ def _fit_and_score(
     learnt_from = [case for case in cases.training if case.id in used]
     meta = _meta(plan, manifest, cases, learnt_from, result, session)
     if team.leads:
+        with trainer.evaluating() as network:
+            meta["receptive_field"] = described_field(config.network, network, trainer.patch)
         save_bundle(folder / "model", config, result.last, meta)
     scored, unscored = _scored(folder / "model", held_out, session)
     if not team.leads:

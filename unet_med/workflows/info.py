@@ -43,6 +43,7 @@ def info(model: str) -> Outcome:
         "fingerprint": _section(bundle, "fingerprint"),
         "plan": bundle.config.model_dump(mode="json"),
         "reasons": _section(bundle, "reasons"),
+        "receptive_field": _section(bundle, "receptive_field") or None,
         "results": _section(bundle, "results"),
         "members": [_member(member) for member in bundle.members],
         "postprocessing": _section(bundle, "postprocessing") or None,
@@ -73,6 +74,9 @@ def _lines(bundle: BundleInfo, result: Mapping[str, Any]) -> list[str]:
         f"  {_words(key)}: {_short(value)}" for key, value in result["training"].items() if value not in (None, "", [])
     ]
     lines += ["", "plan", *_plan_lines(result)]
+    if result["receptive_field"]:
+        seen, used = (_short(result["receptive_field"].get(f"{kind}_voxels")) for kind in ("theoretical", "effective"))
+        lines.append(f"  receptive field: {seen} voxels, of which {used} hold 95 % of what counts")
     if result["postprocessing"]:
         lines += [f"  {key}: {reason}" for key, reason in result["postprocessing"].get("reasons", {}).items()]
     if result["empty_windows"]:

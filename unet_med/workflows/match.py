@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unet_med.bundle import labels_of
+from unet_med.bundle import labels_of, read_bundle_info
 from unet_med.config import PipelineConfig, load_config
 from unet_med.errors import ConfigError
 from unet_med.io.atomic import write_json
@@ -77,13 +77,20 @@ def match(
         )
         count = parameter_count(planned.replacing(changes))
         result["networks"][kind] = {"parameters": count, "settings": changes, "mean": trained.result["mean"]}
-        lines += [f"{kind}: {count:,} parameters", *trained.lines]
+        lines += [f"{kind}: {count:,} parameters, {_field(out / kind)}", *trained.lines]
     for one, other in combinations(kinds, 2):
         compared = compare(out / one, out / other)
         result["differences"][f"{one} -> {other}"] = compared.result
         lines += ["", *compared.lines]
     write_json(out / COMPARISON, result, COMPARISON)
     return Outcome(result, lines)
+
+
+def _field(run: Path) -> str:
+    info = read_bundle_info(str(run))
+    field = (info.members[0] if info.members else info).meta["receptive_field"]
+    seen, used = ("x".join(map(str, field[f"{kind}_voxels"])) for kind in ("theoretical", "effective"))
+    return f"receptive field {seen} voxels, effective {used}"
 
 
 def matched_settings(planned: PipelineConfig, kind: str) -> dict[str, Any]:
@@ -127,6 +134,6 @@ def matched_settings(planned: PipelineConfig, kind: str) -> dict[str, Any]:
 def parameter_count(config: PipelineConfig) -> int:
     """Returns the number of weights of a resolved pipeline's network; none is allocated."""
     with torch.device("meta"):
-        channels = input_channels(config.network, config.channels)
+        channels = input_channels(config.network, config.channels, config.prior_channels)
         network = build_network(config.network, int(config.dims), channels, labels_of(config).outputs)
     return sum(parameter.numel() for parameter in network.parameters())

@@ -9,7 +9,7 @@ from torch import nn
 
 from unet_med.config import Network
 from unet_med.networks import build_network
-from unet_med.networks.receptive import effective_field, receptive_field
+from unet_med.networks.receptive import described_field, effective_field, receptive_field
 
 
 def stack(kind: str = "dilated", dims: int = 2, **changes: Any) -> Network:
@@ -88,3 +88,13 @@ def test_a_network_without_weights_sees_nothing() -> None:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     assert effective_field(module, (8, 8)) == (0, 0)
+
+
+def test_what_a_bundle_keeps() -> None:
+    settings = Network(features=(4, 8), strides=((1, 1), (2, 2)), kernels=((3, 3), (3, 3)))
+    torch.manual_seed(0)
+    field = described_field(settings, build_network(settings, 2, 1, 2), (32, 32))
+    assert field["theoretical_voxels"] == list(receptive_field(settings, 2))
+    assert all(
+        0 < used <= seen for used, seen in zip(field["effective_voxels"], field["theoretical_voxels"], strict=True)
+    )
