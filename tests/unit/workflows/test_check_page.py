@@ -34,7 +34,7 @@ def test_the_page_shows_each_suspicious_case(faulty: Path, tmp_path: Path) -> No
     outcome = check(faulty, html=tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert outcome.lines[-1] == "page: page.html"
-    assert outcome.exit_code == 0
+    assert outcome.exit_code == 3
     assert len(re.findall(r'src="data:image/png;base64,', text)) == 2
     for word in ("c3", "c5", "swapped", "empty", "kidney_left"):
         assert word in text
