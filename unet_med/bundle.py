@@ -3,7 +3,8 @@
 A bundle is a folder of three files: ``model.safetensors``, ``bundle.json`` (schema version, resolved pipeline,
 labels, channels, where the model comes from, checksums) and ``pipeline.yaml`` (the same pipeline, for people; never
 read back). An ensemble is a bundle that holds others in place of weights: one folder for each member, whose logits are
-averaged; labels, post-processing and origin are the ensemble's own. Reading the description alone imports no torch.
+averaged; labels, post-processing and origin are the ensemble's own. A cascade holds, beside its weights, one folder for
+each model of its low-resolution stage. Reading the description alone imports no torch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,14 @@ from unet_med.model_address import COPY_AGAIN, DESCRIPTION, WEIGHTS, resolve_mod
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SCHEMA_VERSION = 2
-"""Of an ensemble; a single model is still described as in version 1, which older versions read."""
+SCHEMA_VERSION = 3
+"""Of a cascade; what older versions can read is still described as in theirs."""
 _SINGLE_VERSION = 1
+_ENSEMBLE_VERSION = 2
 PIPELINE = "pipeline.yaml"
 
 _FILES = (WEIGHTS, DESCRIPTION, PIPELINE)
+_LOW = "low_"
 _MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RETRIES = 5
 _RETRY_SECONDS = 0.2
@@ -53,6 +56,7 @@ class BundleInfo:
         meta: Where it comes from: versions, training data, fingerprint, results, reasons.
         sha256: Checksum over weights (or members) and description.
         members: The models of an ensemble; none for a single model.
+        low: The models of a cascade's low-resolution stage.
     """
 
     folder: Path
@@ -62,6 +66,12 @@ class BundleInfo:
     meta: dict[str, Any]
     sha256: str
     members: tuple[BundleInfo, ...] = ()
+    low: tuple[BundleInfo, ...] = ()
+
+    @property
+    def parts(self) -> tuple[BundleInfo, ...]:
+        """The models that lie in folders of this one."""
+        return (*self.members, *self.low)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +85,7 @@ class Bundle:
         state: Weights by name, float32 on the CPU.
         meta: Where it comes from.
         sha256: Checksum over weights and description.
+        low: The models of a cascade's low-resolution stage, whose logits are averaged.
     """
 
     config: PipelineConfig
@@ -83,6 +94,7 @@ class Bundle:
     state: dict[str, Tensor]
     meta: dict[str, Any]
     sha256: str
+    low: tuple[Bundle, ...] = ()
 
     @property
     def dims(self) -> int:
@@ -100,7 +112,7 @@ class Bundle:
         from unet_med.networks import build_network, input_channels
 
         with torch.device("meta"):  # no random numbers for weights that are replaced at once
-            entering = input_channels(self.config.network, self.channels)
+            entering = input_channels(self.config.network, self.channels, self.config.prior_channels)
             network = build_network(self.config.network, self.dims, entering, self.labels.outputs)
         try:
             network.load_state_dict(self.state, strict=True, assign=True)
@@ -111,7 +123,13 @@ class Bundle:
         return network.eval()
 
 
-def save_bundle(folder: Path, config: PipelineConfig, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+def save_bundle(
+    folder: Path,
+    config: PipelineConfig,
+    state: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    low: Sequence[str | Path] = (),
+) -> str:
     """Writes a bundle; readers see the old one or the new one, never half of it.
 
     Args:
@@ -119,21 +137,31 @@ def save_bundle(folder: Path, config: PipelineConfig, state: Mapping[str, Tensor
         config: The resolved pipeline, labels and channels included.
         state: ``state_dict`` of the network that ``build_network`` makes of it.
         meta: Where the model comes from, JSON-serialisable; numbers that are not finite become null.
+        low: The models of a cascade's low-resolution stage: linked where the disk can, else copied.
 
     Returns:
         The sha256 of the bundle.
 
     Raises:
         ConfigError: when the pipeline still holds ``auto`` values.
+        ModelError: when a model of the low-resolution stage is missing, damaged, or made for another task.
         MachineError: when the disk is full.
     """
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state.items()}
+    stage = {f"{_LOW}{number}": read_bundle_info(model) for number, model in enumerate(low)}
+    if stage or config.prior_channels:
+        _check_members(stage, config)
+        if not config.prior_channels or any(info.low for info in stage.values()):
+            raise ModelError("a cascade has two stages", "low", "give models of one network each, to a cascade only")
 
     def write_weights(part: Path) -> dict[str, Any]:
         save_file(tensors, str(part / WEIGHTS), metadata={"format": "pt"})
-        return {"schema_version": _SINGLE_VERSION, "weights_sha256": file_sha256(part / WEIGHTS)}
+        described = {"schema_version": _SINGLE_VERSION, "weights_sha256": file_sha256(part / WEIGHTS)}
+        if not stage:
+            return described
+        return described | {"schema_version": SCHEMA_VERSION, "low": _link_models(stage, part)}
 
     return _save(folder, config, meta, write_weights)
 
@@ -161,12 +189,7 @@ def save_ensemble(
     _check_members(infos, config)
 
     def link_members(part: Path) -> dict[str, Any]:
-        for name, info in infos.items():
-            (part / name).mkdir()
-            for file in _FILES:
-                _link(info.folder / file, part / name / file)
-        entries = [{"name": name, "sha256": info.sha256} for name, info in infos.items()]
-        return {"schema_version": SCHEMA_VERSION, "members": entries}
+        return {"schema_version": _ENSEMBLE_VERSION, "members": _link_models(infos, part)}
 
     return _save(folder, config, meta, link_members)
 
@@ -196,11 +219,11 @@ def _save(
         (temporary / PIPELINE).write_text(config.to_yaml(), encoding="utf-8")
         parts = [path for path in temporary.rglob("*") if path.is_file()]
         for part in sorted(parts, key=lambda path: path == temporary / DESCRIPTION):
-            if part.parent == temporary:  # the files of members are on the disk already
+            if part.parent == temporary:  # the files of other models are on the disk already
                 with part.open("rb+") as file:
                     os.fsync(file.fileno())
             target = folder / part.relative_to(temporary)
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             part.replace(target)
     except OSError as error:
         raise MachineError(
@@ -218,7 +241,7 @@ def _check_members(infos: Mapping[str, BundleInfo], config: PipelineConfig) -> N
     labels = labels_of(config)
     wanted = (labels.names, labels.regions, config.channels)
     if not infos:
-        raise ModelError("an ensemble needs a member", remedy="give at least one model")
+        raise ModelError("an ensemble needs a member, a cascade a first stage", remedy="give at least one model")
     for name, info in infos.items():
         if info.members:
             raise ModelError("an ensemble is no member of another", name, "name its members one by one")
@@ -228,6 +251,16 @@ def _check_members(infos: Mapping[str, BundleInfo], config: PipelineConfig) -> N
             raise ModelError(
                 "its labels or channels are not those of the others", name, "combine models of one task only"
             )
+
+
+def _link_models(infos: Mapping[str, BundleInfo], part: Path) -> list[dict[str, str]]:
+    """Puts models into folders of ``part``, those that they hold too; returns how they are described."""
+    for name, info in infos.items():
+        (part / name).mkdir()
+        for file in _FILES:
+            _link(info.folder / file, part / name / file)
+        _link_models({inner.folder.name: inner for inner in info.parts}, part / name)
+    return [{"name": name, "sha256": info.sha256} for name, info in infos.items()]
 
 
 def _link(source: Path, target: Path) -> None:
@@ -288,7 +321,7 @@ def _load(info: BundleInfo) -> Bundle:
         state = load_file(str(info.folder / WEIGHTS), device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError("the file is damaged or cut short", WEIGHTS, COPY_AGAIN) from error
-    return Bundle(info.config, info.labels, info.channels, state, info.meta, info.sha256)
+    return Bundle(info.config, info.labels, info.channels, state, info.meta, info.sha256, tuple(map(_load, info.low)))
 
 
 def read_bundle_info(model: str | Path) -> BundleInfo:
@@ -302,8 +335,11 @@ def read_bundle_info(model: str | Path) -> BundleInfo:
 def _read_info(folder: Path) -> BundleInfo:
     for attempt in range(_RETRIES):
         description = _read_description(folder / DESCRIPTION)
-        members = tuple(_read_info(folder / _member_name(entry)) for entry in description.get("members", ()))
-        if _is_whole(folder, description, members):
+        members, low = (
+            tuple(_read_info(folder / _member_name(entry)) for entry in description.get(kind, ()))
+            for kind in ("members", "low")
+        )
+        if _is_whole(folder, description, members, low):
             break
         if attempt + 1 < _RETRIES and _changed_lately(folder):
             time.sleep(_RETRY_SECONDS)  # another process is replacing the bundle at this moment
@@ -320,7 +356,9 @@ def _read_info(folder: Path) -> BundleInfo:
     if config.unresolved():
         raise ModelError("the file leaves values open", DESCRIPTION, COPY_AGAIN)
     channels = tuple(config.channels) if config.channels != "auto" else ()
-    return BundleInfo(folder, config, labels, channels, meta, str(description["sha256"]), members)
+    if bool(low) != bool(config.prior_channels) and not members:
+        raise ModelError("the file describes no cascade: its low-resolution stage is missing", DESCRIPTION, COPY_AGAIN)
+    return BundleInfo(folder, config, labels, channels, meta, str(description["sha256"]), members, low)
 
 
 def _member_name(entry: Any) -> str:
@@ -330,11 +368,14 @@ def _member_name(entry: Any) -> str:
     return name
 
 
-def _is_whole(folder: Path, description: Mapping[str, Any], members: tuple[BundleInfo, ...]) -> bool:
-    """Whether weights, or members, are those that were described."""
-    if members:
-        return [entry.get("sha256") for entry in description["members"]] == [member.sha256 for member in members]
-    return bool(description.get("weights_sha256") == _weights_sha256(folder / WEIGHTS))
+def _is_whole(
+    folder: Path, description: Mapping[str, Any], members: tuple[BundleInfo, ...], low: tuple[BundleInfo, ...]
+) -> bool:
+    """Whether weights, members and the models of a first stage are those that were described."""
+    for kind, found in (("members", members), ("low", low)):
+        if [entry.get("sha256") for entry in description.get(kind, ())] != [info.sha256 for info in found]:
+            return False
+    return bool(members) or bool(description.get("weights_sha256") == _weights_sha256(folder / WEIGHTS))
 
 
 def labels_of(config: PipelineConfig) -> LabelMap:

@@ -43,12 +43,14 @@ class CachedCase:
             weight.npy.
         shape: *s, the network grid.
         spacing_mm: Of the network grid; ``None`` when uncalibrated.
+        prior_file: The mask that a cascade's first stage made of it, which depends on the fold; ``None``: no cascade.
     """
 
     id: str
     folder: Path
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...] | None
+    prior_file: Path | None = None
 
     def image(self) -> npt.NDArray[np.float32]:
         """Returns (C, *s), memory-mapped."""
@@ -57,6 +59,10 @@ class CachedCase:
     def label(self) -> npt.NDArray[np.integer[Any]]:
         """Returns (*s) uint8 or uint16, memory-mapped."""
         return np.asarray(np.load(self.folder / "label.npy", mmap_mode="r"))
+
+    def prior(self) -> npt.NDArray[np.integer[Any]] | None:
+        """Returns (*s) label values that a cascade's first stage gave it, memory-mapped; ``None`` without a cascade."""
+        return None if self.prior_file is None else np.asarray(np.load(self.prior_file, mmap_mode="r"))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Returns ``image``, ``label`` and, if the loss has one, ``weight``: each (channels, *s), memory-mapped."""

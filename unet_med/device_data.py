@@ -96,6 +96,7 @@ class _Batch:
 
     samples: list[Sample]
     parts: dict[str, _Part]
+    prior: Tensor | None
 
 
 def device_batches(
@@ -145,7 +146,9 @@ def _prepare(cases: DeviceCases, dataset: PatchDataset, indices: range) -> _Batc
         here = [source[name] for source in sources]
         readers = [_reader(*one, any(dataset.context), cases.device) for one in zip(here, cuts, strict=True)]
         parts[name] = _Part(cuts, readers)
-    return _Batch(samples, parts)
+    found = [prior for sample in samples if (prior := dataset.prior(sample)) is not None]
+    prior = torch.stack(found) if found else None
+    return _Batch(samples, parts, prior if prior is None or cases.device.type != "cuda" else prior.pin_memory())
 
 
 def _reader(views: Sequence[Source], cut: Cut, mirrored: bool, device: torch.device) -> Callable[[], Tensor]:
@@ -169,6 +172,8 @@ def _finish(batch: _Batch, dataset: PatchDataset, device: torch.device) -> dict[
         boxes = [read() for read in part.readers]
         item[name] = sample_patches(boxes, part.cuts, dataset.size_of(name), nearest=name == "label")
     item["image"] = change_intensities(item["image"], [sample.intensity for sample in batch.samples])
+    if batch.prior is not None:
+        item["image"] = torch.cat([item["image"], send(batch.prior, device)], dim=1)
     item["label"] = item["label"][:, 0].round().long()
     if "weight" in item:
         item["weight"] = item["weight"][:, 0]

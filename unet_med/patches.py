@@ -28,6 +28,7 @@ from unet_med.transforms.augment import (
     mirrored_index,
     sample_patch,
 )
+from unet_med.transforms.prior import damaged, one_hot
 
 Source = TypeVar("Source", npt.NDArray[Any], torch.Tensor)
 
@@ -43,6 +44,7 @@ class Sample:
         centre: (d,) centre of the patch in the case, in voxels.
         spatial: Where its voxels come from.
         intensity: What happens to its values.
+        number: Of the sample; with the pipeline's seed it says how the mask of a first stage is damaged.
     """
 
     case: CachedCase
@@ -50,6 +52,7 @@ class Sample:
     centre: npt.NDArray[np.float64]
     spatial: SpatialChange
     intensity: IntensityChange
+    number: int = 0
 
     def views(self, name: str, source: Source) -> list[Source]:
         """Returns what the patch ``name`` is cut from, of the case's array of that name, each (channels, *s)."""
@@ -63,7 +66,8 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
     """Random, augmented patches; item ``i`` depends on (seed, i) and nothing else.
 
     An item is ``image`` (C, *patch + 2 * context) float32, ``label`` (*patch) int64 and, for a border-weighted loss,
-    ``weight`` (*patch) float32. Neighbouring slices are channels: those of the first channel come first.
+    ``weight`` (*patch) float32. Neighbouring slices are channels: those of the first channel come first. So are the
+    labels that a cascade's first stage found; they come last, no intensity of theirs is changed.
 
     Cases come in a new random order at every pass. Of every stretch of items the configured share is centred on a
     labelled voxel, each label of the data set as often as any other; a case that lacks the label gives way to one that
@@ -103,6 +107,9 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         sample = self.draw(index)
         item = {name: self._cut(name, array, sample) for name, array in sample.case.arrays().items()}
         item["image"] = torch.from_numpy(apply_intensity(item["image"].numpy(), sample.intensity))
+        prior = self.prior(sample)
+        if prior is not None:
+            item["image"] = torch.cat([item["image"], prior])
         item["label"] = item["label"][0].round().long()
         if "weight" in item:
             item["weight"] = item["weight"][0]
@@ -113,6 +120,19 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         if name != "image":
             return self.patch
         return tuple(n + 2 * border for n, border in zip(self.patch, self.context, strict=True))
+
+    def prior(self, sample: Sample) -> torch.Tensor | None:
+        """Returns the labels of a cascade's first stage in a patch, damaged at random: (labels, *size) float32 0 or 1.
+
+        ``None`` without a cascade.
+        """
+        mask, labels = sample.case.prior(), self._config.prior_channels
+        if mask is None or not labels:
+            return None
+        size, mirrored = self.size_of("image"), any(self.context)
+        patch = sample_patch(mask[None], sample.centre, size, sample.spatial, nearest=True, mirrored_border=mirrored)
+        rng = np.random.default_rng((self._config.seed, sample.number, 1))
+        return one_hot(damaged(patch[0].astype(np.int32), labels, rng), labels).float()
 
     def draw(self, index: int) -> Sample:
         """Returns everything that is random about sample ``index``."""
@@ -126,7 +146,7 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
             shape, anchor = shape[:-1], None if anchor is None else anchor[:-1]
         centre = _draw_centre(shape, self.patch, anchor, rng)
         spatial = draw_spatial(self._config.augment, rng, self._dims, case.spacing_mm)
-        return Sample(case, slices, centre, spatial, draw_intensity(self._config.augment, rng))
+        return Sample(case, slices, centre, spatial, draw_intensity(self._config.augment, rng), index)
 
     def _choose(self, index: int, rng: np.random.Generator) -> tuple[CachedCase, int | None]:
         """Returns the case of a sample, and the label it is centred on."""

@@ -72,7 +72,7 @@ def test_missing_weights_are_named(tiny_bundle) -> None:
 def test_a_newer_schema_asks_for_an_update(tiny_bundle) -> None:
     folder = tiny_bundle()
     _edit(folder, schema_version=7)
-    with pytest.raises(ModelError, match=r"made by a newer unet-med \(schema 7 > 2\).*update"):
+    with pytest.raises(ModelError, match=r"made by a newer unet-med \(schema 7 > 3\).*update"):
         load_bundle(folder)
 
 

@@ -96,7 +96,7 @@ class Held:
 
     Attributes:
         image: As it is stored.
-        mask: Labels of all frames.
+        mask: Labels of all frames, and those of a cascade's first stage.
         windows: The rolling sum of windows.
         slab: What is prepared of the image.
         chunk: Rows of logits on the image's grid.
@@ -194,7 +194,7 @@ def measure_window(
     context = context_voxels(config.network, dims)
     size = [edge + 2 * border for edge, border in zip(window, context, strict=True)]
     layout = torch.channels_last_3d if dims == 3 else torch.channels_last
-    channels = input_channels(config.network, config.channels)
+    channels = input_channels(config.network, config.channels, config.prior_channels)
     image = torch.randn(batch, channels, *size).to(device=device, memory_format=layout)
     network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     network.train(training)
@@ -294,10 +294,11 @@ def held_bytes(size: CaseSize, config: PipelineConfig) -> Held:
     row = size.voxels // max(1, length)
     final = -(-length * min(axes[along].window, axes[along].size) // axes[along].size)
     rows = max(row, min(row * final, CHUNK_VALUES // outputs))
-    plane = size.channels * prod(axis.size for n, axis in enumerate(axes) if n != along)
+    plane = (size.channels + config.prior_channels) * prod(axis.size for n, axis in enumerate(axes) if n != along)
+    prior = prod(axis.size for axis in axes) if config.prior_channels else 0
     return Held(
         image=size.voxel_bytes * size.voxels,
-        mask=(1 if outputs < 2**8 else 2) * size.voxels * size.frames,
+        mask=(1 if outputs < 2**8 else 2) * (size.voxels * size.frames + prior),
         windows=_BYTES * rolling[along],
         slab=_BYTES * plane * (thickness + 2 * min(ROWS_READ, thickness)),
         chunk=_COPIES * _BYTES * outputs * rows,

@@ -31,6 +31,7 @@ from unet_med.labels import LabelMap
 from unet_med.networks import admissible_patch, context_voxels, head_channels, input_channels
 from unet_med.transforms.postprocess import postprocess_labels
 from unet_med.transforms.preprocess import Prepared, Preprocessor
+from unet_med.transforms.prior import Prior
 from unet_med.transforms.resample import spline_rows, spline_support
 from unet_med.volume import Volume
 
@@ -97,12 +98,20 @@ class _Model:
     tiles: Tiles
     blends_features: bool
     skips: bool
+    low: Predictor | None = None
     engines: dict[tuple[Tiles, torch.dtype], Engine] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
         """Channels that are blended: the features of the finest level where they are fewer than the outputs."""
         return head_channels(self.bundle.config.network) if self.blends_features else self.bundle.labels.outputs
+
+    def with_prior(self, image: Prepared, labels: npt.NDArray[Any]) -> Prepared:
+        """Returns the image with a copy of what a cascade's first stage found in it, on the network's grid."""
+        mask: npt.NDArray[np.integer[Any]] = np.array(
+            self.preprocessor.prepare_label(labels, image), dtype=self.bundle.labels.dtype
+        )
+        return replace(image, prior=Prior(mask, self.bundle.config.prior_channels))
 
     @property
     def sees_volumes(self) -> bool:
@@ -120,7 +129,9 @@ class _Model:
                 network=self.network,
                 window=tiles.window,
                 context=self.context,
-                channels=input_channels(self.bundle.config.network, self.bundle.channels),
+                channels=input_channels(
+                    self.bundle.config.network, self.bundle.channels, self.bundle.config.prior_channels
+                ),
                 batch=tiles.batch,
                 features=self.blends_features,
                 device=self.device,
@@ -160,6 +171,8 @@ class _OverflowError(Exception):
 class Predictor:
     """One model, or several whose logits are averaged.
 
+    A cascade first labels the volume at low resolution, then once more with these labels as channels.
+
     Args:
         bundles: Models with the same labels and the same number of channels.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
@@ -197,7 +210,7 @@ class Predictor:
         self._memory_bytes = None if memory_gb is None else memory_gb * 1e9
         self.notes: list[str] = []
         # a rule was proven for its model alone; among others it would outvote them
-        self._models = [self._set_up(bundle, mirror, skips=len(bundles) == 1) for bundle in bundles]
+        self._models = [self._set_up(bundle, mirror, memory_gb, skips=len(bundles) == 1) for bundle in bundles]
         self.precisions = tuple(precision_name(model.precision) for model in self._models)
         self.assessor = Assessor([bundle.meta for bundle in bundles])
         if mirror and not all(model.mirror_axes for model in self._models):
@@ -233,18 +246,33 @@ class Predictor:
         if evidence is not None:
             evidence.look(prepared[0])
         notes = list(self.notes)
+        first = self._first_stages(volume, prepared, out, notes)
         streams = self._fill(prepared, out, likely, notes, evidence)
         self._clean(out, likely)
-        engines = [stream.engine for stream in streams]
+        engines = [(f"{stream.engine.name} {stream.engine.precision}", stream.engine.why) for stream in streams]
+        engines = [*((stage.engine, stage.engine_why) for stage in first), *engines]
         return Prediction(
             out,
             notes,
             likely,
-            engine=", ".join(dict.fromkeys(f"{engine.name} {engine.precision}" for engine in engines)),
-            engine_why="; ".join(dict.fromkeys(engine.why for engine in engines)),
-            windows=sum(stream.windows for stream in streams),
-            windows_skipped=sum(stream.skipped for stream in streams),
+            engine=", ".join(dict.fromkeys(engine for engine, _ in engines)),
+            engine_why="; ".join(dict.fromkeys(why for _, why in engines)),
+            windows=sum(stage.windows for stage in streams) + sum(stage.windows for stage in first),
+            windows_skipped=sum(stage.skipped for stage in streams) + sum(stage.windows_skipped for stage in first),
         )
+
+    def _first_stages(
+        self, volume: Volume, prepared: list[Prepared], out: npt.NDArray[Any], notes: list[str]
+    ) -> list[Prediction]:
+        """Runs the first stages of cascades and gives what they find to ``prepared``; ``out`` holds it for a while."""
+        found: list[Prediction] = []
+        for number, model in enumerate(self._models):
+            if model.low is not None:
+                stage = model.low.predict(volume, out=out)
+                prepared[number] = model.with_prior(prepared[number], out)
+                notes += [f"low resolution: {note}" for note in stage.notes]
+                found.append(stage)
+        return found
 
     def _check(self, volume: Volume) -> None:
         names = self._models[0].bundle.channels
@@ -260,7 +288,7 @@ class Predictor:
                 remedy="use a 2-D model, or say with --axes which axis of the stack is depth",
             )
 
-    def _set_up(self, bundle: Bundle, mirror: bool | None, skips: bool) -> _Model:
+    def _set_up(self, bundle: Bundle, mirror: bool | None, memory_gb: float | None, skips: bool) -> _Model:
         config = bundle.config
         axes = config.augment.mirror_axes
         wanted = config.inference.mirror if mirror is None else mirror
@@ -282,6 +310,7 @@ class Predictor:
             Tiles(admissible_patch(config.network, bundle.dims, window), CPU_BATCH[bundle.dims]),
             blends_features=bundle.labels.outputs > head_channels(config.network),
             skips=skips and config.inference.skip_empty,
+            low=Predictor(bundle.low, str(self.device), mirror, memory_gb) if bundle.low else None,
         )
         if self.device.type == "cuda":
             room = int(

@@ -149,7 +149,7 @@ def _time_engine(predictor: Predictor, bundle: Bundle) -> tuple[Engine, float, f
         network=network,
         window=admissible_patch(config.network, bundle.dims, _patch(bundle)),
         context=context_voxels(config.network, bundle.dims),
-        channels=input_channels(config.network, bundle.channels),
+        channels=input_channels(config.network, bundle.channels, config.prior_channels),
         batch=1,
         features=blends_features,
         device=device,

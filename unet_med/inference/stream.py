@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from unet_med.inference.tiling import WindowAxis
+from unet_med.transforms.prior import Prior
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 """Maps a batch (N, C, *(window + 2 * context)) to (N, channels, *window), both float32; slices are channels, too."""
@@ -40,15 +41,17 @@ class Rows(Protocol):
 
 
 class ArrayRows:
-    """An array (C, *s) float32, in memory or mapped from a file, as :class:`Rows`."""
+    """An array (C, *s) float32, in memory or mapped from a file, as :class:`Rows`; perhaps with a prior."""
 
-    def __init__(self, array: npt.NDArray[np.float32]) -> None:
+    def __init__(self, array: npt.NDArray[np.float32], prior: Prior | None = None) -> None:
         self._array = array
+        self._prior = prior
 
     def slab(self, axis: int, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
         """Returns a copy of the rows from ``start`` to ``stop``."""
         rows = torch.from_numpy(np.array(self._array[(slice(None),) * (axis + 1) + (slice(start, stop),)]))
-        return rows if device is None else rows.to(device)
+        rows = rows if device is None else rows.to(device)
+        return rows if self._prior is None else self._prior.joined(rows, axis, start, stop)
 
 
 class WindowStream:

@@ -42,12 +42,13 @@ def build_network(network: Network, dims: int, in_channels: int, outputs: int) -
     return UNet(layout, in_channels, outputs)
 
 
-def input_channels(network: Network, channels: Sequence[str]) -> int:
+def input_channels(network: Network, channels: Sequence[str], prior: int = 0) -> int:
     """Returns how many channels the network's input has: each of the image's, with its neighbouring slices (2.5-D).
 
-    They are in the order of ``channels``, for each one slice after the other.
+    They are in the order of ``channels``, for each one slice after the other; then come the ``prior`` channels of a
+    cascade's first stage (:attr:`unet_med.config.PipelineConfig.prior_channels`).
     """
-    return len(channels) * network.slices
+    return len(channels) * network.slices + prior
 
 
 def head_channels(network: Network) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from unet_med.config import Network
 from unet_med.errors import ConfigError
+from unet_med.planning.cascade import settle_cascade
 from unet_med.planning.draft import GIVEN, Draft, times
 from unet_med.planning.memory import SMALLEST_BATCH, Budget, budget_of, dilations_of, network_elements
 from unet_med.planning.spacing import SMALL_SHARE, covered_share, low_resolution
@@ -113,6 +114,8 @@ class _Design(ABC):
         if patch is not None:
             self.check_given_patch(patch, topology)
         self._settle_batch(topology)
+        share = covered_share(topology.patch, self.target.median)
+        settle_cascade(self.draft, self.target.dims, self.target.spacing, share, lambda: self.low_resolution(patch))
 
     @abstractmethod
     def topology(self, target: Target, patch: tuple[int, ...] | None) -> Topology:
@@ -157,9 +160,19 @@ class _Design(ABC):
         if share == 1:
             return f"the whole median image ({median} voxels)"
         reason = f"{share:.0%} of the median image ({median} voxels), as much as {self.budget.gb:g} GB allow"
-        if share < SMALL_SHARE and self.draft.given("sampling.patch_voxels") is None:
+        alone = self.draft.config.cascade.spacing_mm is None
+        if share < SMALL_SHARE and alone and self.draft.given("sampling.patch_voxels") is None:
             reason += f"; where more surroundings are needed, {self.advice()}"
         return reason
+
+    def low_resolution(self, patch: tuple[int, ...] | None) -> tuple[float, ...] | None:
+        """Returns the spacing on which a patch covers a quarter of the image; ``None`` when it is hardly coarser."""
+        target = self.target
+
+        def patch_of(spacing: Sequence[float], median: Sequence[float]) -> tuple[int, ...]:
+            return self.topology(replace(target, spacing=tuple(spacing), median=tuple(median)), patch).patch
+
+        return low_resolution(target.spacing, target.median, patch_of)
 
     def _given_patch(self) -> tuple[int, ...] | None:
         given = self.draft.given("sampling.patch_voxels")
@@ -258,17 +271,13 @@ class _Pooled(_Design):
 
     def advice(self) -> str:
         """Returns the spacing on which a patch would cover a quarter of the image."""
-        target = self.target
         if not self.draft.measured.is_calibrated or self._fixed_strides():
             return super().advice()
-
-        def patch_of(spacing: Sequence[float], median: Sequence[float]) -> tuple[int, ...]:
-            return self.topology(replace(target, spacing=tuple(spacing), median=tuple(median)), None).patch
-
-        coarser = low_resolution(target.spacing, target.median, patch_of)
+        coarser = self.low_resolution(None)
         if coarser is None:
             return super().advice()
-        return f"preprocess.spacing_mm {list(coarser)} (low resolution) shows a quarter of the image at once"
+        cascade = "; cascade.spacing_mm auto sees both" if self.target.dims == 3 else ""
+        return f"preprocess.spacing_mm {list(coarser)} (low resolution) shows a quarter of the image at once{cascade}"
 
     @property
     def _classic(self) -> bool:

@@ -20,6 +20,7 @@ from unet_med.config import ChannelNormalisation, PipelineConfig, Preprocess
 from unet_med.errors import ConfigError, InputRefusedError, ModelError
 from unet_med.geometry import Geometry, reorient
 from unet_med.transforms.intensity import Intensity, filled, measure, nonzero_box
+from unet_med.transforms.prior import Prior
 from unet_med.transforms.resample import GridChange, Order, Scratch, resample_labels
 from unet_med.volume import Region, Volume
 
@@ -40,6 +41,7 @@ class Prepared:
         reference: The grid the image came on.
         order, flips: How the axes were turned (see :func:`unet_med.geometry.reorient`).
         box: The part of the turned image that was kept.
+        prior: The mask of a cascade's first stage on the network's grid, whose channels follow the image's.
         back: Spline orders by which logits go back to the image, one for each axis: linear, or the nearest slice.
     """
 
@@ -54,9 +56,12 @@ class Prepared:
     _change: GridChange
     _mask: npt.NDArray[np.bool_] | None = None
     _keeps_range: bool = False
+    prior: Prior | None = None
 
     def slab(self, axis: int, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
         """Returns the rows [start, stop) along a spatial axis: (C, *grid) float32, the other axes whole.
+
+        The channels of :attr:`prior` are the last ones.
 
         However the grid is cut, a voxel gets the same value: to the bit where nothing is resampled, else to the
         rounding of float32 (see :mod:`unet_med.transforms.resample`).
@@ -68,11 +73,12 @@ class Prepared:
             device: Where to compute; ``None``: on the CPU.
         """
         rows = self._normalised(axis, *self._change.support(axis, start, stop), device)
-        return self._within_range(self._change.slab(rows, axis, start, stop), axis, start, stop)
+        rows = self._within_range(self._change.slab(rows, axis, start, stop), axis, start, stop)
+        return rows if self.prior is None else self.prior.joined(rows, axis, start, stop)
 
     @property
     def array(self) -> npt.NDArray[np.float32]:
-        """All of it: (C, I, J[, K]) float32, computed anew at every access."""
+        """All of the image: (C, I, J[, K]) float32, computed anew at every access."""
         whole = np.empty((len(self._intensities), *self.geometry.shape), dtype=np.float32)
         scratch = Scratch()
         for start, stop in self._change.chunks():

@@ -215,7 +215,7 @@ def _load(target: str) -> tuple[PipelineConfig, torch.nn.Module, str]:
                 "resolve it with `unet-med plan`, or give the pipeline.yaml of a run",
             )
         dims = 2 if config.dims == 2 else 3
-        channels = input_channels(config.network, config.channels)
+        channels = input_channels(config.network, config.channels, config.prior_channels)
         return config, build_network(config.network, dims, channels, labels_of(config).outputs), "pipeline"
     bundles = load_bundles(target)
     kind = "model" if len(bundles) == 1 else f"one of {len(bundles)} models"
