@@ -36,6 +36,8 @@ from unet_med.training.loop import FitResult, fit
 from unet_med.training.postprocessing import MaskPairs
 from unet_med.training.tracking import NullTracker, Tracker, review_lines
 from unet_med.training.trainer import Trainer, pieces_of_batch
+from unet_med.workflows.cascade import FOLDER as CASCADE
+from unet_med.workflows.cascade import FirstStage, Priors, first_stage_dice, second_stage, train_first_stage
 from unet_med.workflows.evaluate import score_cases
 from unet_med.workflows.progress import track
 from unet_med.workflows.record import Recorder, case_rows, describe_run, ending, final_metrics, open_run, shareable
@@ -43,6 +45,7 @@ from unet_med.workflows.record import Recorder, case_rows, describe_run, ending,
 logger = logging.getLogger(__name__)
 
 JOURNAL = "run.json"
+_METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,17 @@ def train_fold(
         _write_plan(folder, plan)
         tracker = open_run(plan.config, f"{config.name}-{cases.name}", session.journal, cases.name, session.parent_run)
         write_json(session.out / JOURNAL, session.journal, JOURNAL)
+    stage: FirstStage | None = None
     try:
+        if plan.config.prior_channels:
+            began = time.monotonic()
+            stage = _first_stage(config, plan.config, manifest, cases, usable, folder, tracker, session)
+            session = replace(session, started=session.started + time.monotonic() - began)
+            priors = Priors(stage, plan.config, cache / "priors", str(session.device), team, _progress(team))
+            training = priors.of(training, usable, held_out=False)
+            validation = priors.of(validation, held_out, held_out=True)
         outcome = _fit_and_score(
-            plan, labels, manifest, cases, training, validation, held_out, folder, tracker, session
+            plan, labels, manifest, cases, training, validation, held_out, folder, tracker, session, stage
         )
     except BaseException as error:
         tracker.finish(ending(error))
@@ -178,6 +189,27 @@ def _agreed(
     usable = [case for case in cases.training if case.id in set(told["usable"])]
     held_out = [case for case in cases.held_out if case.id in set(told["held_out"])]
     return plan, usable, held_out, refused
+
+
+def _first_stage(
+    config: PipelineConfig,
+    resolved: PipelineConfig,
+    manifest: Manifest,
+    cases: FoldCases,
+    usable: Sequence[ManifestCase],
+    folder: Path,
+    tracker: Tracker,
+    session: Session,
+) -> FirstStage:
+    """Trains the models of a cascade at low resolution, each as a fold of its own that holds out nothing."""
+
+    def train(low: PipelineConfig, name: str, half: tuple[ManifestCase, ...], place: Path) -> None:
+        done = session.team.share((place / _METRICS).exists())  # the last that a fold writes
+        if not done:
+            own = replace(session, started=time.monotonic(), parent_run=tracker.run_id, start=None, masks=None)
+            train_fold(low, manifest, FoldCases(f"{cases.name}-{name}", half, ()), place, own)
+
+    return train_first_stage(config, resolved, usable, folder / CASCADE, train)
 
 
 def _prepared(
@@ -232,14 +264,16 @@ def _fit_and_score(
     folder: Path,
     tracker: Tracker,
     session: Session,
+    stage: FirstStage | None,
 ) -> FoldOutcome:
     config = shareable(plan.config)
     team, start = session.team, session.start
+    low = () if stage is None else stage.models
     initial: dict[str, torch.Tensor] | None = None
     changes: list[str] = []
     if start is not None:
         initial, changes = initial_weights(start, config, labels)
-    trainer = Trainer(config, labels, len(config.channels), session.device, team, initial)
+    trainer = Trainer(second_stage(config), labels, len(config.channels), session.device, team, initial)
     counts = {"training_cases": len(training.cases), "held_out_cases": len(validation.cases)}
     machine = {"device": session.device.type, "precision": precision_name(trainer.precision)}
     describe_run(tracker, config, manifest, cases.name, counts, plan.reasons, machine)
@@ -247,7 +281,7 @@ def _fit_and_score(
     recorder = Recorder(tracker, drawn, labels, draws_validation=bool(validation.cases), trainer=trainer)
     if team.leads:
         recorder.draw_truth()
-    budget = config.training.max_minutes
+    budget = trainer.config.training.max_minutes
     result = fit(
         trainer,
         training.cases,
@@ -261,23 +295,26 @@ def _fit_and_score(
     )
     used = {case.id for case in training.cases}
     learnt_from = [case for case in cases.training if case.id in used]
-    meta = _meta(plan, manifest, cases, learnt_from, result, session)
+    known = [*(() if start is None else cases_of(start)), *([] if stage is None else stage.case_sha256)]
+    meta = _meta(plan, manifest, cases, learnt_from, known, result, session)
     if team.leads:
         with trainer.evaluating() as network:
             meta["receptive_field"] = described_field(config.network, network, trainer.patch)
-        save_bundle(folder / "model", config, result.last, meta)
+        save_bundle(folder / "model", config, result.last, meta, low)
     scored, unscored = _scored(folder / "model", held_out, session)
     if not team.leads:
         return FoldOutcome({}, [], 0, [])
     metrics = summarise(scored) | {"refused": unscored}
     meta["results"] = {"held_out": {k: v for k, v in metrics.items() if k != "cases"}}
     meta |= _knowledge(scored, training.cases, learnt_from)
-    learnt = learn_emptiness(training.cases, config)
+    learnt = None if low else learn_emptiness(training.cases, config)  # what a first stage found is nowhere bare
     prepared = (*validation.cases, *training.cases)
     readers = {case.id: case.case.read for case in (*held_out, *learnt_from)}
 
     def save_skipping(name: str, state: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> str:
-        save_bundle(folder / name, config, state, meta)
+        sha256 = save_bundle(folder / name, config, state, meta, low)
+        if learnt is None:
+            return sha256
         model, seconds = load_bundle(folder / name), result.seconds / 10
         rule = proven_emptiness(learnt, model, prepared, readers, session.device.type, seconds)
         return save_bundle(folder / name, config, state, {**meta, "empty_windows": rule})
@@ -285,15 +322,23 @@ def _fit_and_score(
     sha256 = save_skipping("model", result.last, meta)
     if result.best is not None:
         save_skipping("model_best", result.best, {**meta, "validation_dice": result.best_dice})
-    write_json(folder / "metrics.json", metrics, "metrics.json")
+    write_json(folder / _METRICS, metrics, _METRICS)
     if metrics.get("cases"):
         tracker.cases(case_rows(metrics))
         tracker.epoch(len(result.history) + 1, final_metrics(metrics))
     registers = config.tracking.register_model and session.masks is None  # of a cross-validation, the ensemble is
     version = tracker.bundle(folder / "model", config.name if registers else None, final_metrics(metrics))
-    notes = [*changes, *(() if start is None else seen_before(start, held_out))]
+    notes = [*changes, *_stage_lines(stage, training, config), *(() if start is None else seen_before(start, held_out))]
     lines = _fold_lines(cases, len(learnt_from), result, metrics, trainer, sha256, folder, version)
     return FoldOutcome(metrics, scored, 0, [*notes, *lines])
+
+
+def _stage_lines(stage: FirstStage | None, training: PreparedCases, config: PipelineConfig) -> list[str]:
+    if stage is None:
+        return []
+    dice = first_stage_dice(training.cases, config)
+    found = "" if dice is None else f": Dice {dice:.4f} on the training cases, each by the model that had not seen it"
+    return [f"first stage on {config.cascade.spacing_mm} mm{found}", *stage.notes]
 
 
 def _knowledge(
@@ -328,11 +373,12 @@ def _meta(
     manifest: Manifest,
     cases: FoldCases,
     learnt_from: Sequence[ManifestCase],
+    known: Sequence[str],
     result: FitResult,
     session: Session,
 ) -> dict[str, Any]:
+    """Where a bundle comes from; ``known`` are the images that other models learnt from which are part of it."""
     start = session.start
-    known = () if start is None else cases_of(start)
     return {
         "tool_version": __version__,
         "torch_version": torch.__version__,

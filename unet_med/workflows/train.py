@@ -23,6 +23,7 @@ from unet_med.training.distributed import Team, open_team, own_device
 from unet_med.training.fine_tuning import started_from
 from unet_med.training.tracking import NullTracker, Tracker, review_lines
 from unet_med.workflows.cards import cards_for, train_on_cards
+from unet_med.workflows.cascade import FOLDER as CASCADE
 from unet_med.workflows.cross_validation import MASKS, combine_folds
 from unet_med.workflows.fold import JOURNAL, FoldCases, FoldOutcome, Session, train_fold
 from unet_med.workflows.outcome import SOME_REFUSED, Outcome
@@ -81,6 +82,7 @@ def train(
     manifest.require_clean()
     start = None if start_from is None else load_bundle(start_from)
     if start is not None:
+        _refuse_cascade(config, start)
         config = started_from(config, manifest, start)
     folds = _folds(manifest, fold)
     with open_team(processor) as team:
@@ -206,6 +208,16 @@ def _folds(manifest: Manifest, fold: str | None) -> list[FoldCases]:
     return chosen
 
 
+def _refuse_cascade(config: PipelineConfig, start: Bundle) -> None:
+    """The weights of one network are no start for two stages, nor the other way round."""
+    if config.cascade.spacing_mm is not None or start.low:
+        raise UsageError(
+            "a cascade starts from fresh weights" if not start.low else "the model to start from is a cascade",
+            "--start-from",
+            "leave --start-from out, or start a single network from a single one (cascade.spacing_mm: null)",
+        )
+
+
 def _job(
     config: PipelineConfig,
     manifest: Manifest,
@@ -225,7 +237,7 @@ def _open_run(out: Path, job: str, resume: bool, overwrite: bool) -> dict[str, A
     """Claims the run folder and returns its journal."""
     journal = out / JOURNAL
     if overwrite and journal.exists():
-        for name in ("cache", "checkpoint", "model", "model_best", MASKS):
+        for name in ("cache", "checkpoint", CASCADE, "model", "model_best", MASKS):
             shutil.rmtree(out / name, ignore_errors=True)
         for folder in out.glob("fold_*"):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,227 @@
+"""The first stage of a cascade: models at low resolution, and masks by models that had not seen the case.
+
+The training cases are parted into two halves, no patient in both, and a model is trained on each. The second stage
+learns from the masks of the model that was trained on the other half, which are as good, and as bad, as those it will
+see later; of new images it sees what both models say together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_med.bundle import labels_of, load_bundle, read_bundle_info
+from unet_med.config import PipelineConfig
+from unet_med.data import CachedCase, PreparedCases, Progress
+from unet_med.errors import ConfigError, InputRefusedError, UnetMedError
+from unet_med.identity import case_tag
+from unet_med.inference.predictor import Predictor
+from unet_med.io.atomic import whole_file
+from unet_med.manifest import ManifestCase
+from unet_med.manifest.folds import assign_folds
+from unet_med.metrics import confusion_counts, dice_iou
+from unet_med.training.distributed import Team
+from unet_med.transforms.preprocess import Preprocessor
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "cascade"
+"""Of a fold, for the training of its models at low resolution."""
+LOW_SHARE = 1 / 3
+"""Of the minutes or epochs of a fold, what both models at low resolution take together."""
+
+Halves = tuple[tuple[ManifestCase, ...], tuple[ManifestCase, ...]]
+TrainLow = Callable[[PipelineConfig, str, tuple[ManifestCase, ...], Path], None]
+"""Trains a model on cases into a folder, whose ``model`` is the bundle; it is given a name."""
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """The models at low resolution.
+
+    Attributes:
+        models: Their bundles.
+        halves: What each was trained on.
+    """
+
+    models: tuple[Path, Path]
+    halves: Halves
+
+    def model_unaware_of(self, case: str) -> Path:
+        """Returns the model that was not trained on the half that holds a training case."""
+        return self.models[1] if any(case == other.id for other in self.halves[0]) else self.models[0]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of their training."""
+        notes = [(path, read_bundle_info(path).meta["training"]["notes"]) for path in self.models]
+        return [f"{path.parent.name}: {note}" for path, some in notes for note in some]
+
+    @property
+    def case_sha256(self) -> list[str]:
+        """Hashes of the images that they were trained on."""
+        return [case for path in self.models for case in read_bundle_info(path).meta["training"]["case_sha256"]]
+
+
+def train_first_stage(
+    config: PipelineConfig, resolved: PipelineConfig, cases: Sequence[ManifestCase], folder: Path, train: TrainLow
+) -> FirstStage:
+    """Trains the two models of a first stage.
+
+    Args:
+        config: The pipeline as it was given: each model has a plan of its own.
+        resolved: The same pipeline, planned for the second stage.
+        cases: The training cases of the fold.
+        folder: Receives the training of each model.
+        train: Trains one; it knows whether that is done already.
+
+    Raises:
+        ConfigError: if all cases are of one patient.
+    """
+    halves = honest_halves(cases, config.seed)
+    low = low_config(config, resolved)
+    places = (folder / "low_0", folder / "low_1")
+    for place, half in zip(places, halves, strict=True):
+        train(low, place.name, half, place)
+    return FirstStage((places[0] / "model", places[1] / "model"), halves)
+
+
+def honest_halves(cases: Sequence[ManifestCase], seed: int) -> Halves:
+    """Parts cases into two halves, no group in both; it does not depend on their order.
+
+    Raises:
+        ConfigError: if all are of one group.
+    """
+    half_of = assign_folds({case.id: case.group for case in cases}, 2, seed)
+    if not half_of:
+        raise ConfigError(
+            "a cascade learns from the masks of patients that its first stage has not seen, and there is one only",
+            "cascade.spacing_mm",
+            "set it to null, or train on more patients",
+        )
+    first, second = (tuple(case for case in cases if half_of[case.id] == half) for half in (0, 1))
+    return first, second
+
+
+def low_config(config: PipelineConfig, resolved: PipelineConfig) -> PipelineConfig:
+    """Returns the pipeline of a model at low resolution."""
+    return config.replacing(
+        {
+            "dims": 3,
+            "preprocess.spacing_mm": resolved.cascade.spacing_mm,
+            "cascade.spacing_mm": None,
+            "tracking.register_model": False,
+            **_budget(config, LOW_SHARE / 2),
+        }
+    )
+
+
+def second_stage(config: PipelineConfig) -> PipelineConfig:
+    """Returns a resolved pipeline with the share of the budget that is left to a cascade's second stage."""
+    return config.replacing(_budget(config, 1 - LOW_SHARE)) if config.prior_channels else config
+
+
+def _budget(config: PipelineConfig, share: float) -> dict[str, Any]:
+    minutes, epochs = config.training.max_minutes, config.training.epochs
+    return {
+        "training.max_minutes": None if minutes is None else minutes * share,
+        "training.epochs": max(1, round(epochs * share)),
+    }
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Priors:
+    """Masks that a first stage makes of prepared cases.
+
+    Attributes:
+        stage: The models at low resolution.
+        config: The resolved pipeline of the second stage, on whose grid the masks are.
+        folder: Receives them.
+        device: Where to predict.
+        team: Each process does its share.
+        progress: Wraps the cases to show how far it is.
+    """
+
+    stage: FirstStage
+    config: PipelineConfig
+    folder: Path
+    device: str
+    team: Team
+    progress: Progress
+
+    def of(self, prepared: PreparedCases, cases: Sequence[ManifestCase], *, held_out: bool) -> PreparedCases:
+        """Gives each prepared case its mask; what is there already is used again.
+
+        Args:
+            prepared: Cases on the grid of the second stage.
+            cases: The same in the manifest.
+            held_out: Whether no model has seen the cases, so that both say what they find; else the one that has not.
+
+        Returns:
+            The cases with their masks; those that the first stage cannot take are among the refused.
+
+        Raises:
+            MachineError: if memory or disk is full.
+        """
+        known = {case.id: case for case in cases}
+        stage = self.stage
+        models = {case.id: stage.models if held_out else (stage.model_unaware_of(case.id),) for case in prepared.cases}
+        files = {case.id: self._file_of(case, models[case.id]) for case in prepared.cases}
+        refused: list[tuple[str, UnetMedError]] = []
+        mine = [case.id for case in self.team.deal(prepared.cases) if not files[case.id].exists()]
+        for chosen in dict.fromkeys(models[name] for name in mine):
+            writer = _Writer(chosen, self.config, self.device)
+            todo = [name for name in mine if models[name] == chosen]
+            for name in self.progress(todo, "labelling at low resolution"):
+                try:
+                    writer.write(known[name], files[name])
+                except InputRefusedError as error:
+                    logger.warning("%s is left out: %s", case_tag(name), error.what)
+                    refused.append((name, error))
+        bad = dict(pair for some in self.team.gather(refused) for pair in some)
+        return PreparedCases(
+            tuple(replace(case, prior_file=files[case.id]) for case in prepared.cases if case.id not in bad),
+            (*prepared.refused, *bad.items()),
+        )
+
+    def _file_of(self, case: CachedCase, models: Sequence[Path]) -> Path:
+        """Another model or another grid makes another file."""
+        shas = "".join(read_bundle_info(model).sha256 for model in models)
+        return self.folder / f"{case.folder.name}-{hashlib.sha256(shas.encode()).hexdigest()[:12]}.npy"
+
+
+def first_stage_dice(cases: Iterable[CachedCase], config: PipelineConfig) -> float | None:
+    """Returns the mean Dice over labels and cases of what the first stage found, on the grid of the second."""
+    labels = labels_of(config)
+    scores = [
+        dice
+        for case in cases
+        if (prior := case.prior()) is not None
+        for dice, _ in dice_iou(confusion_counts(np.asarray(prior), np.asarray(case.label()), labels)).values()
+        if dice is not None
+    ]
+    return float(np.mean(scores)) if scores else None
+
+
+class _Writer:
+    """Predicts with some models at low resolution, and writes what they find on the grid of the second stage."""
+
+    def __init__(self, models: Sequence[Path], config: PipelineConfig, device: str) -> None:
+        self._predictor = Predictor([load_bundle(model) for model in models], device)
+        self._preprocessor = Preprocessor(config)
+
+    def write(self, case: ManifestCase, file: Path) -> None:
+        volume = case.case.read()
+        found = self._predictor.predict(volume).labels
+        mask = self._preprocessor.prepare_label(found, self._preprocessor.prepare(volume))
+        with whole_file(file, "the masks at low resolution") as part, part.open("wb") as opened:
+            np.save(opened, mask.astype(self._predictor.labels.dtype))
