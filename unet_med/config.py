@@ -268,7 +268,11 @@ class Sampling(_Model):
 
     patch_voxels: Auto | Axes = "auto"
     batch_size: Auto | Count = "auto"
-    foreground_share: Share = Field(0.34, description="share of each batch that is centred on a labelled voxel")
+    foreground_share: Share = Field(
+        0.34,
+        description="share of each batch that is centred on a labelled voxel, each label of the data set as often as "
+        "any other",
+    )
 
 
 class Training(_Model):
@@ -289,7 +293,9 @@ class Training(_Model):
     compile: Literal["none", "default", "reduce-overhead"] = Field(
         "none", description="compile the forward pass on a CUDA card; reduce-overhead replays CUDA graphs"
     )
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="average of the weights; 0: off")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="average of the weights over at most the last ninth of the steps; 0: off"
+    )
     workers: Auto | Annotated[int, Field(ge=0, le=64)] = "auto"
     validation_every_epochs: Auto | Count = "auto"
     checkpoint_minutes: Positive = 3.0
