@@ -129,6 +129,7 @@ class Rates:
         probe_bytes: What of it the probe's size explains (:attr:`Held.total`).
         engine: For example ``openvino bf16``.
         engine_why: Why that.
+        low_window_seconds: One window of a cascade's first stage.
     """
 
     start_seconds: float
@@ -141,6 +142,7 @@ class Rates:
     probe_bytes: int
     engine: str
     engine_why: str
+    low_window_seconds: float = 0.0
 
     @property
     def base_bytes(self) -> int:
@@ -225,7 +227,12 @@ def measure_window(
 
 
 def estimate_case(
-    size: CaseSize, config: PipelineConfig, rates: Rates, mirror: bool = False, alone: bool = True
+    size: CaseSize,
+    config: PipelineConfig,
+    rates: Rates,
+    mirror: bool = False,
+    alone: bool = True,
+    first_stage: Sequence[PipelineConfig] = (),
 ) -> CaseCost:
     """Returns what the prediction of one case will cost.
 
@@ -235,15 +242,17 @@ def estimate_case(
         rates: What was measured.
         mirror: Whether flips are averaged.
         alone: Whether no other case is read or written meanwhile.
+        first_stage: Of all models at low resolution, where the model is a cascade.
     """
+    low = sum(window_count(size.geometry, one, mirror) for one in first_stage) * size.frames
     windows = window_count(size.geometry, config, mirror) * size.frames
     voxels = size.voxels * size.frames
     held = held_bytes(size, config)
     others = 0 if alone else (_IN_WORK - 1) * (held.image + held.mask)
     return CaseCost(
-        windows,
+        windows + low,
         rates.read_seconds * voxels,
-        windows * rates.window_seconds + voxels * rates.voxel_seconds,
+        windows * rates.window_seconds + low * rates.low_window_seconds + voxels * rates.voxel_seconds,
         rates.case_seconds + rates.write_seconds * voxels,
         rates.base_bytes + held.total + others,
     )

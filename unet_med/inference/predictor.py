@@ -216,6 +216,11 @@ class Predictor:
         if mirror and not all(model.mirror_axes for model in self._models):
             self.notes.append("mirroring has no effect on a model whose training mirrored no axis")
 
+    @property
+    def first_stages(self) -> tuple[Predictor, ...]:
+        """What labels the volume at low resolution, one for each model that is a cascade."""
+        return tuple(model.low for model in self._models if model.low is not None)
+
     def predict(
         self,
         volume: Volume,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,12 +64,14 @@ def measure_rates(predictor: Predictor, bundle: Bundle, case: Case, windows: int
     preview_seconds = _fastest(
         lambda: outline_preview(volume.array, labels, volume.geometry.spacing_mm, bundle.labels)
     )[0]
+    low_seconds = sum(_fastest(partial(stage.predict, volume))[0] for stage in predictor.first_stages)
+    low_windows = sum(stage.predict(volume).windows for stage in predictor.first_stages)
     engine, open_seconds, window_seconds = _time_engine(predictor, bundle)
     window_seconds *= len(predictor.precisions)  # models see the same windows one after the other
     return Rates(
         start_seconds=open_seconds,
         window_seconds=window_seconds,
-        voxel_seconds=max(0.0, compute_seconds - passes * window_seconds) / size.voxels,
+        voxel_seconds=max(0.0, compute_seconds - low_seconds - passes * window_seconds) / size.voxels,
         read_seconds=read_seconds,
         write_seconds=write_seconds / size.voxels,
         case_seconds=preview_seconds,
@@ -76,6 +79,7 @@ def measure_rates(predictor: Predictor, bundle: Bundle, case: Case, windows: int
         probe_bytes=held_bytes(size, bundle.config).total,
         engine=f"{engine.name} {engine.precision}",
         engine_why=engine.why,
+        low_window_seconds=low_seconds / max(1, low_windows),
     )
 
 

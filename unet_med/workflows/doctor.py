@@ -80,6 +80,7 @@ def doctor(target: str | None = None, input_: Path | None = None) -> Outcome:
     if target is None:
         return Outcome({"machine": machine}, lines)
     config, network, kind = _load(target)
+    first_stage = [] if kind == "pipeline" else _first_stage(target)
     device = choose_device("auto")
     precision = choose_precision(config.training.precision, device)
     findings = conv3d_findings(device, precision) if config.dims == 3 else []
@@ -99,6 +100,8 @@ def doctor(target: str | None = None, input_: Path | None = None) -> Outcome:
         lines.append(
             f"one window of {window} by torch: {cost.seconds:.3f} s, {cost.peak_bytes / 1e6:.0f} MB (timed just now)"
         )
+    if kind == "pipeline" and load_config(Path(target)).prior_channels:
+        lines.append("of a cascade, the second stage alone: the first one, at low resolution, is not counted")
     if kind == "pipeline":
         estimate["training"], more = _training(network, config, device, precision)
         lines += more
@@ -111,7 +114,7 @@ def doctor(target: str | None = None, input_: Path | None = None) -> Outcome:
         return Outcome(outcome.result, lines, NOTHING_USABLE)
     with _as_model(target, config, network, kind) as folder:
         rates = _measured(folder, config, cases)
-    return _with_cases(outcome, cases, config, rates)
+    return _with_cases(outcome, cases, config, rates, first_stage)
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------
@@ -214,12 +217,19 @@ def _load(target: str) -> tuple[PipelineConfig, torch.nn.Module, str]:
                 path.name,
                 "resolve it with `unet-med plan`, or give the pipeline.yaml of a run",
             )
+        config = config.replacing({"cascade.spacing_mm": None})  # its first stage is yet to be planned
         dims = 2 if config.dims == 2 else 3
-        channels = input_channels(config.network, config.channels, config.prior_channels)
+        channels = input_channels(config.network, config.channels)
         return config, build_network(config.network, dims, channels, labels_of(config).outputs), "pipeline"
     bundles = load_bundles(target)
     kind = "model" if len(bundles) == 1 else f"one of {len(bundles)} models"
     return bundles[0].config, bundles[0].network(), kind
+
+
+def _first_stage(target: str) -> list[PipelineConfig]:
+    """Pipelines of the models at low resolution, where the model is a cascade or made of such."""
+    info = read_bundle_info(target)
+    return [low.config for one in info.members or (info,) for low in one.low]
 
 
 def _training(
@@ -289,14 +299,20 @@ def _measured(model: Path, config: PipelineConfig, cases: Sequence[Case]) -> Rat
     return replace(found, start_seconds=found.start_seconds + ready)
 
 
-def _with_cases(outcome: Outcome, cases: Sequence[Case], config: PipelineConfig, rates: Rates) -> Outcome:
+def _with_cases(
+    outcome: Outcome,
+    cases: Sequence[Case],
+    config: PipelineConfig,
+    rates: Rates,
+    first_stage: Sequence[PipelineConfig] = (),
+) -> Outcome:
     """Adds what each case will cost, and whether all will fit."""
     available, mirror = available_bytes(), config.inference.mirror
     sizes = [CaseSize.of(case) for case in cases]
-    alone = [estimate_case(size, config, rates, mirror) for size in sizes]
+    alone = [estimate_case(size, config, rates, mirror, first_stage=first_stage) for size in sizes]
     crowded = [len(sizes) > 1 and may_overlap(size, available) for size in sizes]
     costs = [
-        estimate_case(size, config, rates, mirror, alone=not with_others)
+        estimate_case(size, config, rates, mirror, alone=not with_others, first_stage=first_stage)
         for size, with_others in zip(sizes, crowded, strict=True)
     ]
     fits = [cost.peak_bytes <= available for cost in alone]

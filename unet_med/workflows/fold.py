@@ -338,7 +338,7 @@ def _stage_lines(stage: FirstStage | None, training: PreparedCases, config: Pipe
         return []
     dice = first_stage_dice(training.cases, config)
     found = "" if dice is None else f": Dice {dice:.4f} on the training cases, each by the model that had not seen it"
-    return [f"first stage on {config.cascade.spacing_mm} mm{found}", *stage.notes]
+    return [f"first stage at low resolution{found}", *stage.notes]
 
 
 def _knowledge(

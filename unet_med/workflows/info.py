@@ -45,6 +45,7 @@ def info(model: str) -> Outcome:
         "reasons": _section(bundle, "reasons"),
         "receptive_field": _section(bundle, "receptive_field") or None,
         "results": _section(bundle, "results"),
+        "first_stage": [{"name": low.folder.name, "sha256": low.sha256} for low in bundle.low],
         "members": [_member(member) for member in bundle.members],
         "postprocessing": _section(bundle, "postprocessing") or None,
         "empty_windows": _section(bundle, "empty_windows") or None,
@@ -90,7 +91,9 @@ def _lines(bundle: BundleInfo, result: Mapping[str, Any]) -> list[str]:
 
 def _kind(bundle: BundleInfo) -> str:
     name = "U-Net" if bundle.config.network.kind == "unet" else f"{bundle.config.network.kind} network"
-    return f"{bundle.config.dims}-D {name}"
+    low = bundle.config.cascade.spacing_mm
+    cascade = "" if low is None else f", a cascade (first stage at {_short(low)} mm)"
+    return f"{bundle.config.dims}-D {name}{cascade}"
 
 
 def _member(info: BundleInfo) -> dict[str, Any]:
