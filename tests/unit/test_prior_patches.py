@@ -118,9 +118,7 @@ def naive(mask: np.ndarray) -> np.ndarray:
     return np.stack([np.where(mask == value, 1, 0) for value in (1, 2)]).astype(np.float32)
 
 
-def test_validation_sees_the_mask_as_it_is(
-    cases: list[CachedCase], tmp_path: Path, undamaged: Callable[..., None]
-) -> None:
+def test_validation_sees_the_mask_as_it_is(cases: list[CachedCase], tmp_path: Path) -> None:
     """The same labels as a network without a cascade gives an image whose further channels are the mask."""
     config = config_of(training__precision="fp32", sampling__patch_voxels=[8, 8, 8])
     labels = LabelMap.from_names(LABELS)

@@ -17,7 +17,8 @@ from unet_med.config import PipelineConfig
 from unet_med.manifest import Manifest
 from unet_med.training.distributed import available_cores
 from unet_med.training.processes import in_processes
-from unet_med.workflows.fold import JOURNAL, FoldCases, Session, train_fold
+from unet_med.workflows.fold import train_fold
+from unet_med.workflows.session import JOURNAL, FoldCases, Session
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,10 @@ class Priors:
         known = {case.id: case for case in cases}
         stage = self.stage
         models = {case.id: stage.models if held_out else (stage.model_unaware_of(case.id),) for case in prepared.cases}
-        files = {case.id: self._file_of(case, models[case.id]) for case in prepared.cases}
+        shas = {model: read_bundle_info(model).sha256 for model in stage.models}
+        files = {
+            case.id: self._file_of(case, "".join(shas[model] for model in models[case.id])) for case in prepared.cases
+        }
         refused: list[tuple[str, UnetMedError]] = []
         mine = [case.id for case in self.team.deal(prepared.cases) if not files[case.id].exists()]
         for chosen in dict.fromkeys(models[name] for name in mine):
@@ -193,10 +196,9 @@ class Priors:
             (*prepared.refused, *bad.items()),
         )
 
-    def _file_of(self, case: CachedCase, models: Sequence[Path]) -> Path:
+    def _file_of(self, case: CachedCase, models: str) -> Path:
         """Another model or another grid makes another file."""
-        shas = "".join(read_bundle_info(model).sha256 for model in models)
-        return self.folder / f"{case.folder.name}-{hashlib.sha256(shas.encode()).hexdigest()[:12]}.npy"
+        return self.folder / f"{case.folder.name}-{hashlib.sha256(models.encode()).hexdigest()[:12]}.npy"
 
 
 def first_stage_dice(cases: Iterable[CachedCase], config: PipelineConfig) -> float | None:

@@ -15,8 +15,8 @@ from unet_med.metrics import summarise
 from unet_med.training.postprocessing import Choice, MaskPairs, choose_postprocess
 from unet_med.training.tracking import Tracker
 from unet_med.workflows.evaluate import score_table
-from unet_med.workflows.fold import FoldOutcome
 from unet_med.workflows.record import case_rows, final_metrics
+from unet_med.workflows.session import FoldOutcome
 
 MASKS = "out_of_fold"
 """Folder of a run for the masks of held-out cases, until post-processing is chosen."""

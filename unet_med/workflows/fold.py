@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from unet_med import __version__
-from unet_med.bundle import Bundle, labels_of, load_bundle, save_bundle
+from unet_med.bundle import labels_of, load_bundle, save_bundle
 from unet_med.config import PipelineConfig, parse_config
 from unet_med.data import CachedCase, PreparedCases, prepare_cases
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError
@@ -41,64 +41,11 @@ from unet_med.workflows.cascade import FirstStage, Priors, first_stage_dice, sec
 from unet_med.workflows.evaluate import score_cases
 from unet_med.workflows.progress import track
 from unet_med.workflows.record import Recorder, case_rows, describe_run, ending, final_metrics, open_run, shareable
+from unet_med.workflows.session import JOURNAL, FoldCases, FoldOutcome, Session
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = "run.json"
 _METRICS = "metrics.json"
-
-
-@dataclass(frozen=True)
-class FoldCases:
-    """Which cases a fold learns from and which it holds out."""
-
-    name: str
-    training: tuple[ManifestCase, ...]
-    held_out: tuple[ManifestCase, ...]
-
-
-@dataclass(frozen=True)
-class FoldOutcome:
-    """What one fold left behind; kept in the journal, so that a finished fold is not trained again.
-
-    Attributes:
-        metrics: Scores of the last model on the held-out cases (``metrics.json``).
-        scored: The scores of each of these cases, for a summary over folds.
-        refused: Number of cases left out.
-        lines: For the terminal.
-    """
-
-    metrics: dict[str, Any]
-    scored: list[dict[str, Any]]
-    refused: int
-    lines: list[str]
-
-
-@dataclass(frozen=True)
-class Session:
-    """What all folds of one command share.
-
-    Attributes:
-        out: Receives the cache and the journal.
-        journal: What is known of earlier starts.
-        device: Where to compute.
-        memory_gb: Memory that the plan may use.
-        started: When the fold began, on the monotonic clock.
-        parent_run: Id of the run above the folds; ``None``: there is none.
-        team: The processes that train together.
-        start: The model that training starts from; ``None``: fresh weights.
-        masks: Where the masks of held-out cases are kept; only where folds become the members of an ensemble.
-    """
-
-    out: Path
-    journal: dict[str, Any]
-    device: torch.device
-    memory_gb: float | None
-    started: float
-    parent_run: str | None = None
-    team: Team = field(default_factory=Team)
-    start: Bundle | None = None
-    masks: Path | None = None
 
 
 def train_fold(
@@ -307,7 +254,7 @@ def _fit_and_score(
     metrics = summarise(scored) | {"refused": unscored}
     meta["results"] = {"held_out": {k: v for k, v in metrics.items() if k != "cases"}}
     meta |= _knowledge(scored, training.cases, learnt_from)
-    learnt = None if low else learn_emptiness(training.cases, config)  # what a first stage found is nowhere bare
+    learnt = None if low else learn_emptiness(training.cases, config)  # such a rule knows the image alone
     prepared = (*validation.cases, *training.cases)
     readers = {case.id: case.case.read for case in (*held_out, *learnt_from)}
 

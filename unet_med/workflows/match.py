@@ -19,9 +19,9 @@ from unet_med.manifest import load_manifest
 from unet_med.networks import build_network, input_channels
 from unet_med.planning import make_plan
 from unet_med.workflows.compare import compare
-from unet_med.workflows.fold import JOURNAL
 from unet_med.workflows.outcome import Outcome
 from unet_med.workflows.progress import track
+from unet_med.workflows.session import JOURNAL
 from unet_med.workflows.train import train
 
 KINDS = ("unet", "dilated", "naive")

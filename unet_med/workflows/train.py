@@ -25,10 +25,11 @@ from unet_med.training.tracking import NullTracker, Tracker, review_lines
 from unet_med.workflows.cards import cards_for, train_on_cards
 from unet_med.workflows.cascade import FOLDER as CASCADE
 from unet_med.workflows.cross_validation import MASKS, combine_folds
-from unet_med.workflows.fold import JOURNAL, FoldCases, FoldOutcome, Session, train_fold
+from unet_med.workflows.fold import train_fold
 from unet_med.workflows.outcome import SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 from unet_med.workflows.record import describe_run, ending, open_run, shareable
+from unet_med.workflows.session import JOURNAL, FoldCases, FoldOutcome, Session
 
 logger = logging.getLogger(__name__)
 
