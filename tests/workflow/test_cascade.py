@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,14 @@ def crossed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         class Noted(original):  # type: ignore[misc, valid-type]
             def __init__(self, models: Any, *arguments: Any) -> None:
                 super().__init__(models, *arguments)
-                self.models = [str(model) for model in models]
+                self.models = [str(model.folder) for model in models]
 
             def write(self, case: ManifestCase, file: Path) -> None:
                 super().write(case, file)
                 made.append([case.id, self.models])
 
-        def noted(self: Any, *arguments: Any, held_out: bool) -> PreparedCases:
-            prepared = given(self, *arguments, held_out=held_out)
+        def noted(self: Any, *arguments: Any) -> PreparedCases:
+            prepared = given(self, *arguments)
             for case in prepared.cases:
                 prior = case.prior()
                 assert prior is not None
@@ -261,18 +262,24 @@ def test_what_a_cascade_cannot_do(place: Path, crossed: Path) -> None:
     cases = load_manifest(place / "M.json").training
     alone = [case for case in cases if case.group == cases[0].group]
     with pytest.raises(ConfigError, match="patients"):
-        honest_halves(alone, 0)
+        honest_halves(alone, alone, 0)
 
 
-def test_halves_keep_patients_together_whatever_the_order(place: Path) -> None:
-    cases = load_manifest(place / "M.json").training
-    halves = honest_halves(cases, 3)
-    turned = honest_halves(cases[::-1], 3)
-    assert [{case.id for case in half} for half in halves] == [{case.id for case in half} for half in turned]
+def test_halves_keep_patients_together_whatever_the_order_and_whoever_is_missing(place: Path) -> None:
+    cases = [replace(case, group=f"patient{n // 2}") for n, case in enumerate(load_manifest(place / "M.json").training)]
+    halves = honest_halves(cases, cases, 3)
     groups = [{case.group for case in half} for half in halves]
     assert not groups[0] & groups[1]
-    assert sum(map(len, halves)) == len(cases)
-    assert abs(len(halves[0]) - len(halves[1])) <= 1
+    assert sorted(map(len, halves)) == [2, 4]
+    known = [{case.id for case in half} for half in halves]
+    assert [{case.id for case in half} for half in honest_halves(cases[::-1], cases, 3)] == known
+    for missing in cases:
+        left = [case for case in cases if case is not missing]
+        assert [{case.id for case in half} for half in honest_halves(cases, left, 3)] == [
+            half - {missing.id} for half in known
+        ]
+    with pytest.raises(ConfigError, match="two at least"):
+        honest_halves(cases, halves[0], 3)
 
 
 def test_the_budget_is_shared(crossed: Path) -> None:

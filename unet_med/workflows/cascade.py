@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_med.bundle import labels_of, load_bundle, read_bundle_info
+from unet_med.bundle import BundleInfo, labels_of, load_bundle, read_bundle_info
 from unet_med.config import PipelineConfig
 from unet_med.data import CachedCase, PreparedCases, Progress
 from unet_med.errors import ConfigError, InputRefusedError, UnetMedError
@@ -47,65 +47,69 @@ class FirstStage:
 
     Attributes:
         models: Their bundles.
-        halves: What each was trained on.
     """
 
-    models: tuple[Path, Path]
-    halves: Halves
+    models: tuple[BundleInfo, ...]
 
-    def model_unaware_of(self, case: str) -> Path:
-        """Returns the model that was not trained on the half that holds a training case."""
-        return self.models[1] if any(case == other.id for other in self.halves[0]) else self.models[0]
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where they lie."""
+        return tuple(model.folder for model in self.models)
+
+    def unaware_of(self, case: ManifestCase) -> tuple[BundleInfo, ...]:
+        """Returns the models that were not trained on a case: one for a training case, both for a held-out one."""
+        image = case.sha256["image"]
+        return tuple(model for model in self.models if image not in model.meta["training"]["case_sha256"])
 
     @property
     def notes(self) -> list[str]:
         """What a user should know of their training."""
-        notes = [(path, read_bundle_info(path).meta["training"]["notes"]) for path in self.models]
-        return [f"{path.parent.name}: {note}" for path, some in notes for note in some]
+        return [f"first stage: {note}" for model in self.models for note in model.meta["training"]["notes"]]
 
     @property
     def case_sha256(self) -> list[str]:
         """Hashes of the images that they were trained on."""
-        return [case for path in self.models for case in read_bundle_info(path).meta["training"]["case_sha256"]]
+        return [image for model in self.models for image in model.meta["training"]["case_sha256"]]
 
 
 def train_first_stage(
-    config: PipelineConfig, resolved: PipelineConfig, cases: Sequence[ManifestCase], folder: Path, train: TrainLow
+    config: PipelineConfig, resolved: PipelineConfig, halves: Halves, folder: Path, train: TrainLow
 ) -> FirstStage:
     """Trains the two models of a first stage.
 
     Args:
         config: The pipeline as it was given: each model has a plan of its own.
         resolved: The same pipeline, planned for the second stage.
-        cases: The training cases of the fold.
+        halves: What each is trained on.
         folder: Receives the training of each model.
         train: Trains one; it knows whether that is done already.
-
-    Raises:
-        ConfigError: if all cases are of one patient.
     """
-    halves = honest_halves(cases, config.seed)
     low = low_config(config, resolved)
     places = (folder / "low_0", folder / "low_1")
     for place, half in zip(places, halves, strict=True):
         train(low, place.name, half, place)
-    return FirstStage((places[0] / "model", places[1] / "model"), halves)
+    return FirstStage(tuple(read_bundle_info(place / "model") for place in places))
 
 
-def honest_halves(cases: Sequence[ManifestCase], seed: int) -> Halves:
-    """Parts cases into two halves, no group in both; it does not depend on their order.
+def honest_halves(cases: Sequence[ManifestCase], usable: Sequence[ManifestCase], seed: int) -> Halves:
+    """Parts cases into two halves, no group in both; it depends neither on their order nor on what is usable.
+
+    Args:
+        cases: The training cases of a fold.
+        usable: Those of them that are returned.
+        seed: Changes who goes where.
 
     Raises:
-        ConfigError: if all are of one group.
+        ConfigError: if all that are usable are in one half.
     """
     half_of = assign_folds({case.id: case.group for case in cases}, 2, seed)
-    if not half_of:
+    first, second = (tuple(case for case in usable if half_of.get(case.id) == half) for half in (0, 1))
+    if not first or not second:
         raise ConfigError(
-            "a cascade learns from the masks of patients that its first stage has not seen, and there is one only",
+            "a cascade learns from what its first stage says of patients that it has not seen: it needs two at least",
             "cascade.spacing_mm",
             "set it to null, or train on more patients",
         )
-    first, second = (tuple(case for case in cases if half_of[case.id] == half) for half in (0, 1))
     return first, second
 
 
@@ -158,13 +162,12 @@ class Priors:
     team: Team
     progress: Progress
 
-    def of(self, prepared: PreparedCases, cases: Sequence[ManifestCase], *, held_out: bool) -> PreparedCases:
+    def of(self, prepared: PreparedCases, cases: Sequence[ManifestCase]) -> PreparedCases:
         """Gives each prepared case its mask; what is there already is used again.
 
         Args:
             prepared: Cases on the grid of the second stage.
             cases: The same in the manifest.
-            held_out: Whether no model has seen the cases, so that both say what they find; else the one that has not.
 
         Returns:
             The cases with their masks; those that the first stage cannot take are among the refused.
@@ -173,12 +176,8 @@ class Priors:
             MachineError: if memory or disk is full.
         """
         known = {case.id: case for case in cases}
-        stage = self.stage
-        models = {case.id: stage.models if held_out else (stage.model_unaware_of(case.id),) for case in prepared.cases}
-        shas = {model: read_bundle_info(model).sha256 for model in stage.models}
-        files = {
-            case.id: self._file_of(case, "".join(shas[model] for model in models[case.id])) for case in prepared.cases
-        }
+        models = {case.id: self.stage.unaware_of(known[case.id]) for case in prepared.cases}
+        files = {case.id: self._file_of(case, models[case.id]) for case in prepared.cases}
         refused: list[tuple[str, UnetMedError]] = []
         mine = [case.id for case in self.team.deal(prepared.cases) if not files[case.id].exists()]
         for chosen in dict.fromkeys(models[name] for name in mine):
@@ -196,9 +195,10 @@ class Priors:
             (*prepared.refused, *bad.items()),
         )
 
-    def _file_of(self, case: CachedCase, models: str) -> Path:
+    def _file_of(self, case: CachedCase, models: Sequence[BundleInfo]) -> Path:
         """Another model or another grid makes another file."""
-        return self.folder / f"{case.folder.name}-{hashlib.sha256(models.encode()).hexdigest()[:12]}.npy"
+        shas = "".join(model.sha256 for model in models)
+        return self.folder / f"{case.folder.name}-{hashlib.sha256(shas.encode()).hexdigest()[:12]}.npy"
 
 
 def first_stage_dice(cases: Iterable[CachedCase], config: PipelineConfig) -> float | None:
@@ -217,8 +217,8 @@ def first_stage_dice(cases: Iterable[CachedCase], config: PipelineConfig) -> flo
 class _Writer:
     """Predicts with some models at low resolution, and writes what they find on the grid of the second stage."""
 
-    def __init__(self, models: Sequence[Path], config: PipelineConfig, device: str) -> None:
-        self._predictor = Predictor([load_bundle(model) for model in models], device)
+    def __init__(self, models: Sequence[BundleInfo], config: PipelineConfig, device: str) -> None:
+        self._predictor = Predictor([load_bundle(model.folder) for model in models], device)
         self._preprocessor = Preprocessor(config)
 
     def write(self, case: ManifestCase, file: Path) -> None:

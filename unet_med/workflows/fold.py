@@ -37,7 +37,14 @@ from unet_med.training.postprocessing import MaskPairs
 from unet_med.training.tracking import NullTracker, Tracker, review_lines
 from unet_med.training.trainer import Trainer, pieces_of_batch
 from unet_med.workflows.cascade import FOLDER as CASCADE
-from unet_med.workflows.cascade import FirstStage, Priors, first_stage_dice, second_stage, train_first_stage
+from unet_med.workflows.cascade import (
+    FirstStage,
+    Priors,
+    first_stage_dice,
+    honest_halves,
+    second_stage,
+    train_first_stage,
+)
 from unet_med.workflows.evaluate import score_cases
 from unet_med.workflows.progress import track
 from unet_med.workflows.record import Recorder, case_rows, describe_run, ending, final_metrics, open_run, shareable
@@ -89,8 +96,7 @@ def train_fold(
             stage = _first_stage(config, plan.config, manifest, cases, usable, folder, tracker, session)
             session = replace(session, started=session.started + time.monotonic() - began)
             priors = Priors(stage, plan.config, cache / "priors", str(session.device), team, _progress(team))
-            training = priors.of(training, usable, held_out=False)
-            validation = priors.of(validation, held_out, held_out=True)
+            training, validation = priors.of(training, usable), priors.of(validation, held_out)
         outcome = _fit_and_score(
             plan, labels, manifest, cases, training, validation, held_out, folder, tracker, session, stage
         )
@@ -156,7 +162,8 @@ def _first_stage(
             own = replace(session, started=time.monotonic(), parent_run=tracker.run_id, start=None, masks=None)
             train_fold(low, manifest, FoldCases(f"{cases.name}-{name}", half, ()), place, own)
 
-    return train_first_stage(config, resolved, usable, folder / CASCADE, train)
+    halves = honest_halves(cases.training, usable, config.seed)
+    return train_first_stage(config, resolved, halves, folder / CASCADE, train)
 
 
 def _prepared(
@@ -215,7 +222,7 @@ def _fit_and_score(
 ) -> FoldOutcome:
     config = shareable(plan.config)
     team, start = session.team, session.start
-    low = () if stage is None else stage.models
+    low = () if stage is None else stage.folders
     initial: dict[str, torch.Tensor] | None = None
     changes: list[str] = []
     if start is not None:
