@@ -161,6 +161,7 @@ def _first_stage(
         if not done:
             own = replace(session, started=time.monotonic(), parent_run=tracker.run_id, start=None, masks=None)
             train_fold(low, manifest, FoldCases(f"{cases.name}-{name}", half, ()), place, own)
+        session.team.gather("written")
 
     halves = honest_halves(cases.training, usable, config.seed)
     return train_first_stage(config, resolved, halves, folder / CASCADE, train)
