@@ -122,7 +122,7 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         return tuple(n + 2 * border for n, border in zip(self.patch, self.context, strict=True))
 
     def prior(self, sample: Sample) -> torch.Tensor | None:
-        """Returns the labels of a cascade's first stage in a patch, damaged at random: (labels, *size) float32 0 or 1.
+        """Returns the labels of a cascade's first stage in a patch, damaged at random: (labels, *size) bool.
 
         ``None`` without a cascade.
         """
@@ -132,7 +132,7 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         size, mirrored = self.size_of("image"), any(self.context)
         patch = sample_patch(mask[None], sample.centre, size, sample.spatial, nearest=True, mirrored_border=mirrored)
         rng = np.random.default_rng((self._config.seed, sample.number, 1))
-        return one_hot(damaged(patch[0].astype(np.int32), labels, rng), labels).float()
+        return one_hot(damaged(patch[0].astype(np.int32), labels, rng), labels)
 
     def draw(self, index: int) -> Sample:
         """Returns everything that is random about sample ``index``."""

@@ -108,9 +108,9 @@ class _Model:
 
     def with_prior(self, image: Prepared, labels: npt.NDArray[Any]) -> Prepared:
         """Returns the image with a copy of what a cascade's first stage found in it, on the network's grid."""
-        mask: npt.NDArray[np.integer[Any]] = np.array(
-            self.preprocessor.prepare_label(labels, image), dtype=self.bundle.labels.dtype
-        )
+        mask = self.preprocessor.prepare_label(labels, image)
+        if np.may_share_memory(mask, labels):
+            mask = mask.copy()
         return replace(image, prior=Prior(mask, self.bundle.config.prior_channels))
 
     @property
