@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -252,6 +254,20 @@ def test_overwriting_trains_the_first_stage_anew(place: Path, whole: Path) -> No
     go(place, fold="0", overwrite=True, overrides=["seed=1"])
     after = weights(place / "RUN")
     assert all(not torch.equal(before[name], after[name]) for name in before if name.endswith("0.0.0.weight"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_it_as_one(place: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    exact = ["--set", "training.precision=fp32", "--set", "training.optimizer=sgd"]
+    command = ["-m", "unet_med", "train", "toy.yaml", "--data", "M.json", "--device", "cpu", *exact, "--out", "TWO"]
+    done = subprocess.run([*torchrun, *command], cwd=place, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("first stage at low resolution: Dice") == 1
+    go(place, "ONE", fold="0", overrides=exact[1::2])
+    two, one = weights(place / "TWO"), weights(place / "ONE")
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-4, msg=name)
 
 
 def test_what_a_cascade_cannot_do(place: Path, crossed: Path) -> None:
