@@ -17,6 +17,7 @@ MEAN = "mean"
 KINDS = ("dice", "iou", "nsd", "hd95_mm")
 """Scores that are compared; all but the last are better when higher."""
 _SHOWN_CASES = 5
+_SMALLEST_P = 0.001
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 """Case id -> kind of score -> label -> score."""
@@ -136,10 +137,14 @@ def _lines(
     return lines
 
 
+def _p(value: float) -> str:
+    return "<0.001" if value < _SMALLEST_P else f"{value:.3f}"
+
+
 def _row(label: str, row: PairedDifference) -> str:
     interval = "too few cases" if row.low is None else f"{row.low:+.4f} to {row.high:+.4f}"
     verdict = "" if row.is_shown else "  no difference shown"
     return (
         f"  {label:<18} {row.first:>8.4f} {row.second:>8.4f} {row.mean:>+8.4f}   {interval:<20} "
-        f"{row.p:>6.3f} {row.effect:>+6.2f}{verdict}"
+        f"{_p(row.p):>6} {row.effect:>+6.2f}{verdict}"
     )
