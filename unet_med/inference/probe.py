@@ -64,8 +64,9 @@ def measure_rates(predictor: Predictor, bundle: Bundle, case: Case, windows: int
     preview_seconds = _fastest(
         lambda: outline_preview(volume.array, labels, volume.geometry.spacing_mm, bundle.labels)
     )[0]
-    low_seconds = sum(_fastest(partial(stage.predict, volume))[0] for stage in predictor.first_stages)
-    low_windows = sum(stage.predict(volume).windows for stage in predictor.first_stages)
+    low = [_fastest(partial(stage.predict, volume)) for stage in predictor.first_stages]
+    low_seconds = sum(seconds for seconds, _ in low)
+    low_windows = sum(prediction.windows for _, prediction in low)
     engine, open_seconds, window_seconds = _time_engine(predictor, bundle)
     window_seconds *= len(predictor.precisions)  # models see the same windows one after the other
     return Rates(
