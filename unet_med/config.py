@@ -43,6 +43,13 @@ Count = Annotated[int, Field(ge=1)]
 Axis = Annotated[int, Field(ge=0, le=2)]
 
 
+RESIDUAL_BLOCKS = (1, 3, 4, 6)
+"""Blocks in the levels of a residual encoder; the last number is that of all further levels."""
+
+DILATIONS = (1, 1, 2, 4, 8, 16, 1)
+"""Dilation of each convolution of the context network before its last, which is 1x1 (Yu and Koltun, ICLR 2016)."""
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 

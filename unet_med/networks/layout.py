@@ -11,17 +11,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal, TypeVar
 
-from unet_med.config import Network
+from unet_med.config import DILATIONS, RESIDUAL_BLOCKS, Network
 from unet_med.errors import ConfigError
 
 T = TypeVar("T")
-
-DILATIONS = (1, 1, 2, 4, 8, 16, 1)
-"""Of the convolutions of Yu and Koltun's context network, before its last, which is 1x1."""
-
-_FIRST_BLOCKS = (1, 3, 4)
-_BLOCKS_BELOW = 6
-"""Residual blocks of a level: of the first levels, and of each that follows."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +249,7 @@ def _dilations(network: Network) -> tuple[int, ...]:
 
 
 def _usual_blocks(levels: int) -> tuple[int, ...]:
-    return (*_FIRST_BLOCKS, *(_BLOCKS_BELOW,) * levels)[:levels]
+    return tuple(RESIDUAL_BLOCKS[min(level, len(RESIDUAL_BLOCKS) - 1)] for level in range(levels))
 
 
 def _for_each(entries: tuple[T, ...], count: int) -> tuple[T, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from unet_med.config import Network
+from unet_med.config import DILATIONS, RESIDUAL_BLOCKS, Network
 
 Device = Literal["cpu", "gpu"]
 
@@ -25,11 +25,6 @@ CPU_SHARE = 0.5
 """A CPU trains in fp32, where an element takes twice the memory."""
 
 SMALLEST_BATCH = 2
-RESIDUAL_BLOCKS = (1, 3, 4, 6)
-"""Blocks in the levels of a residual encoder; the last number is that of all further levels."""
-
-DILATIONS = (1, 1, 2, 4, 8, 16, 1)
-"""Dilation of each convolution of the context network (Yu and Koltun, ICLR 2016)."""
 
 
 @dataclass(frozen=True)

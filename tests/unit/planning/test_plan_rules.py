@@ -22,7 +22,7 @@ from unet_med.planning import (
     make_plan,
     plan_from_fingerprint,
 )
-from unet_med.planning.memory import DILATIONS, network_elements
+from unet_med.planning.memory import DILATIONS, dilations_of, network_elements
 from unet_med.planning.sides import CaseSides
 from unet_med.planning.spacing import target_spacing
 
@@ -359,8 +359,11 @@ def test_what_is_planned_can_be_built(network: dict[str, Any]) -> None:
 
 def test_the_networks_have_the_same_dilations() -> None:
     from unet_med.networks.layout import DILATIONS as BUILT
+    from unet_med.networks.layout import layout_of
 
     assert BUILT == DILATIONS
+    plan = planned({"network": {"kind": "dilated"}}, seen((100, 120, 30), (1.0, 1.0, 1.0)), memory_gb=0.5).config
+    assert dilations_of(plan.network) == layout_of(plan.network, 3).dilations == (1, 1, 2, 4, 8, 16, 1)
 
 
 @pytest.mark.parametrize(
