@@ -23,18 +23,12 @@ from unet_med.networks import admissible_patch, build_network, context_voxels, i
 from unet_med.transforms.preprocess import Preprocessor
 from unet_med.volume import Volume
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NEAR = 1e-3
 """Two outputs that differ by less, or a region's that is nearer to 0, may be decided either way by rounding."""
 
 NESTED = {"whole": [1, 2, 3], "core": [2, 3], "inner": [3]}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # ---- the plain path -------------------------------------------------------------------------------------------------

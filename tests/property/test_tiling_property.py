@@ -12,13 +12,7 @@ from window_blend import blended
 
 from unet_med.inference.tiling import gaussian_weight, window_starts
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @given(size=st.integers(1, 200), window=st.integers(1, 64), overlap=st.floats(0, 0.95))

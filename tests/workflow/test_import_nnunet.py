@@ -24,12 +24,9 @@ from unet_med.volume import Volume
 from unet_med.workflows.import_nnunet import import_nnunet
 from unet_med.workflows.info import info
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = (16, 16, 8)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def network(seed: int, residual: bool = False) -> ReferenceUNet:

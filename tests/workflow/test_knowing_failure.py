@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from inline_worker import InlineWorker
 from toy_set import Trained
 
@@ -28,15 +26,9 @@ from unet_med.workflows.info import info
 from unet_med.workflows.manifest import make_manifest
 from unet_med.workflows.predict import predict
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE, SPACING = (16, 14, 12), (1.0, 1.0, 2.0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _image(seed: int, contrast: float) -> np.ndarray:

@@ -20,16 +20,10 @@ from unet_med.networks import build_network
 from unet_med.transforms.preprocess import Preprocessor
 from unet_med.volume import Volume
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE, SPACING = (30, 26, 22), (1.0, 0.8, 1.5)
 LOW_MM = [2.0, 2.0, 3.0]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

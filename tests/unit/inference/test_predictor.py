@@ -18,13 +18,7 @@ from unet_med.inference.predictor import Predictor
 from unet_med.labels import LabelMap
 from unet_med.volume import Volume
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _volume(shape: tuple[int, ...] = (20, 17, 11), channels: int = 1, seed: int = 0) -> Volume:

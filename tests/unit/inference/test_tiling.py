@@ -10,13 +10,7 @@ from window_blend import TensorRows, blended
 from unet_med.inference.stream import WindowStream, rolling_values
 from unet_med.inference.tiling import window_axes, window_starts
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class _Counting:

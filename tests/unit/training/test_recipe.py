@@ -23,17 +23,11 @@ from unet_med.patches import PatchDataset, patch_loader
 from unet_med.training.trainer import Trainer
 from unet_med.volume import Volume
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 SURE = {"network.dropout": 0.0, "training.precision": "fp32"}
 SURE |= {f"augment.{name}_probability": 0 for name in ("elastic", "gamma", "gamma_inverted", "low_resolution", "blur")}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def taught(cases: list[CachedCase], config: PipelineConfig, labels: LabelMap, steps: int) -> Trainer:

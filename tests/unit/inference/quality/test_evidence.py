@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -21,16 +21,10 @@ from unet_med.labels import LabelMap
 from unet_med.metrics import confusion_counts, dice_iou, structures
 from unet_med.volume import Volume
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LABELS = LabelMap.from_names({"a": 1, "b": 2, "c": 3})
 REGIONS = LabelMap.from_names({"rim": 1, "core": 2, "spot": 3}, {"whole": [1, 2, 3], "inner": [2, 3], "spot": [3]})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _gathered(logits: torch.Tensor, labels: LabelMap, along: int = 0, cuts: Sequence[int] = ()) -> CaseEvidence:
