@@ -79,6 +79,15 @@ class _Launched(Team):
             self._phases = dist.new_group(backend="gloo", timeout=timedelta(seconds=PHASE_SECONDS))
             self._steps = dist.new_group(backend="gloo", timeout=timedelta(seconds=step_seconds))
 
+    def leave(self) -> None:
+        """Lets go of the connections.
+
+        A thread of gloo's may still hold the tensors of the last message. It is joined with the last reference to its
+        group: were that left to the end of the interpreter, the process would be aborted.
+        """
+        del self._phases, self._steps
+        dist.destroy_process_group()
+
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         flat = self.sum(flat).div_(self.world)
@@ -203,13 +212,14 @@ def open_team(device: torch.device, step_seconds: float = STEP_SECONDS) -> Itera
     with _together():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=STEP_SECONDS))
+    team = _Launched(step_seconds)
+    if not team.leads:
+        logging.getLogger("unet_med").setLevel(logging.ERROR)  # what all would say, one says
     try:
-        team = _Launched(step_seconds)
-        if not team.leads:
-            logging.getLogger("unet_med").setLevel(logging.ERROR)  # what all would say, one says
         yield team
+        team.gather(None)  # when one ends with an exit code, torchrun ends those that are still writing
     finally:
-        dist.destroy_process_group()
+        team.leave()
 
 
 @contextmanager
