@@ -341,6 +341,27 @@ class Postprocess(_Model):
     )
 
 
+class Instances(_Model):
+    """Objects: what is learnt of them beside their class, and how they are cut out of the network's maps."""
+
+    border_voxels: Positive = Field(1.0, description="width of the border inside each object, on the network's grid")
+    border_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the border's term in the loss")
+    touching_weight: Annotated[float, Field(ge=1)] = Field(
+        2.0, description="weight of border voxels between objects that touch, beside other border voxels"
+    )
+    distance_weight: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="weight of the term of the distance to the border, 1 at the deepest place of each object"
+    )
+    foreground_threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="probability from which a voxel belongs to an object"
+    )
+    seed_threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="height from which a summit of the distance map is an object of its own"
+    )
+    minimum_voxels: Annotated[int, Field(ge=0)] = Field(0, description="smaller objects are removed")
+    tune: bool = Field(True, description="after training: choose thresholds and smallest size on the held-out cases")
+
+
 class Tracking(_Model):
     """Where experiments are recorded."""
 
@@ -355,7 +376,7 @@ class PipelineConfig(_Model):
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    task: Literal["semantic"] = "semantic"
+    task: Literal["semantic", "instance"] = Field("semantic", description="instance: objects that can be counted")
     dims: Auto | Literal[2, 3] = "auto"
     channels: Auto | tuple[str, ...] = "auto"
     labels: Auto | dict[str, LabelEntry] = Field(
@@ -377,6 +398,7 @@ class PipelineConfig(_Model):
     training: Training = Training()
     inference: Inference = Inference()
     postprocess: Postprocess = Postprocess()
+    instances: Instances = Instances()
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")

@@ -1,0 +1,1 @@
+"""Objects that can be counted: what a network learns of them, how they are cut out, measured and followed."""
