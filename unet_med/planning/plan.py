@@ -67,6 +67,8 @@ def make_plan(
         InputRefusedError: naming the case, when the data cannot be used.
     """
     manifest.require_clean()
+    if config.task == "instance":
+        raise ConfigError("objects cannot be learnt yet", "task", "use task: semantic")
     config = config.model_copy(update=_told(config, manifest))
     chosen = manifest.training if cases is None else tuple(cases)
     labels = _labels(config, manifest)
