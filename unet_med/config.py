@@ -358,6 +358,9 @@ class Instances(_Model):
     seed_threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="height from which a summit of the distance map is an object of its own"
     )
+    seed_depth: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="how far below the lower of two summits the saddle between two objects is, as a share of it"
+    )
     minimum_voxels: Annotated[int, Field(ge=0)] = Field(0, description="smaller objects are removed")
     tune: bool = Field(True, description="after training: choose thresholds and smallest size on the held-out cases")
 
