@@ -34,6 +34,9 @@ _WHOLE_NUMBER = 1e-3
 _PLACED_KINDS = ("dicom", "dicom-seg", "nifti", "nrrd", "mha")
 """Kinds whose files say where in space they lie; pictures and TIFF stacks have at most a pixel size."""
 
+COLOURS_OR_GREYS = ("red or grey", "green or grey", "blue or grey")
+"""The channels of a set of colour and grey pictures: of a grey one, all three are its only channel."""
+
 LabelArray = npt.NDArray[Any]
 
 
@@ -49,6 +52,10 @@ class Case:
         label_values: Stored label value to label; every stored value but 0 must be listed.
         instances: Whether stored label values are numbers of objects.
         missing: Names of channels that a model needs and the case lacks; it cannot be read.
+        classes: Number of an object -> its label (1, 2, ...); ``None``: every object is label 1.
+        annotated: A picture on the image's grid that is 0 where nobody labelled; ``None``: all was labelled.
+        unlabelled: Value of voxels that nobody labelled; ``annotated`` needs one.
+        colour: Whether one grey channel is read as three equal ones, see :data:`COLOURS_OR_GREYS`.
     """
 
     id: str
@@ -58,6 +65,10 @@ class Case:
     label_values: Mapping[int, int] | None = None
     instances: bool = False
     missing: tuple[str, ...] = ()
+    classes: Mapping[int, int] | None = None
+    annotated: SourceRef | None = None
+    unlabelled: int | None = None
+    colour: bool = False
 
     @property
     def geometry(self) -> Geometry:
@@ -70,7 +81,8 @@ class Case:
     @property
     def channels(self) -> int:
         """Number of channels of all sources together."""
-        return sum(source.channels for source in self.sources)
+        stored = sum(source.channels for source in self.sources)
+        return len(COLOURS_OR_GREYS) if self.colour and stored == 1 else stored
 
     @property
     def frames(self) -> tuple[int, ...]:
@@ -113,6 +125,36 @@ class Case:
                 values that are negative, no whole numbers, or not in ``label_values``.
         """
         return self.open().read_label(self._frame(frame))
+
+    def classes_of(self, objects: LabelArray) -> LabelArray:
+        """Returns the label of each voxel of an image of object numbers, of the same shape.
+
+        Background stays 0, and voxels that nobody labelled keep their value.
+
+        Args:
+            objects: (I, J[, K]) numbers of objects, as :meth:`read_label` returns them.
+
+        Raises:
+            InputRefusedError: The class of an object is not known.
+        """
+        highest = max(1, self.unlabelled or 0, *(self.classes or {}).values())
+        dtype = np.uint8 if highest < 2**8 else np.uint16
+        if self.classes is None:
+            labels = np.asarray(objects > 0, dtype=dtype)
+        else:
+            present, inverse = np.unique(objects, return_inverse=True)
+            known = {0: 0, **({} if self.unlabelled is None else {self.unlabelled: 0}), **self.classes}
+            unknown = [int(number) for number in present if int(number) not in known]
+            if unknown:
+                raise InputRefusedError(
+                    f"{len(unknown)} objects have no class, the first is number {unknown[0]}",
+                    self.id,
+                    "name the class of every object, then make the manifest again",
+                )
+            labels = np.array([known[int(number)] for number in present], dtype=dtype)[inverse].reshape(objects.shape)
+        if self.unlabelled is not None:
+            labels[objects == self.unlabelled] = self.unlabelled
+        return labels
 
     def reference_source(self) -> ImageSource:
         """Returns the first source, opened; only its frame ``frame`` where the case is one frame."""
@@ -198,6 +240,8 @@ class OpenCase:
         array = _together(parts)
         if array.dtype.kind == "f":
             _check_finite(array, self.id)
+        if len(array) < self.channels:
+            array = np.repeat(array, self.channels, axis=0)
         return Volume(array, grid)
 
     def read_label(self, frame: int = 0) -> LabelArray:
@@ -216,7 +260,21 @@ class OpenCase:
         values = _label_values(source, frame, self.id)
         on_image = isinstance(source, AnnotationSource) and source.image is not None
         placed = values if on_image else _on_reference(values, ref, image, self.id)
-        return _remapped(placed, self.case.label_values, self.id)
+        return self._where_annotated(_remapped(placed, self.case.label_values, self.id), frame)
+
+    def _where_annotated(self, labels: LabelArray, frame: int) -> LabelArray:
+        """Gives voxels that nobody labelled the value that says so."""
+        ref, value = self.case.annotated, self.case.unlabelled
+        if ref is None:
+            return labels
+        if value is None:
+            raise InputRefusedError("unlabelled voxels have no value", self.id, "name one with --ignore-label")
+        image = self.case.sources[0]
+        source = _opened_label(ref, image, self.id)
+        chosen = frame if source.frames == self.frames else 0
+        annotated = _on_reference(_label_values(source, chosen, self.id), ref, image, self.id)
+        dtype = np.promote_types(labels.dtype, np.min_scalar_type(value))
+        return np.where(annotated == 0, np.asarray(value, dtype=dtype), labels.astype(dtype, copy=False))
 
     def _source(self, number: int) -> ImageSource:
         if number not in self._opened:

@@ -8,7 +8,7 @@ from pathlib import Path
 from re import compile as pattern
 
 from unet_med.identity import safe_name, stem_of, unique_ids
-from unet_med.io.cases import Case
+from unet_med.io.cases import COLOURS_OR_GREYS, Case
 from unet_med.io.source import SourceRef
 
 _CHANNEL_SUFFIX = pattern(r"(?P<case>.+)_(?P<channel>\d{4})(?:-\d+)?")
@@ -61,7 +61,11 @@ def group_cases(sources: Sequence[SourceRef], channels: Sequence[str] = ()) -> l
             missing = tuple(name for number, name in enumerate(channels) if named and number not in family.members)
             wanted.append((family.name, members, missing))
     ids = unique_ids([name for name, _, _ in wanted])
-    return [Case(case_id, members, missing=missing) for case_id, (_, members, missing) in zip(ids, wanted, strict=True)]
+    colour = tuple(channels) == COLOURS_OR_GREYS
+    return [
+        Case(case_id, members, missing=missing, colour=colour)
+        for case_id, (_, members, missing) in zip(ids, wanted, strict=True)
+    ]
 
 
 def _place(source: SourceRef, named: dict[str, int]) -> tuple[_Key, str, int] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from unet_med.errors import InputRefusedError, MachineError, UsageError
 from unet_med.identity import safe_name, stem_of, unique_ids, write_private_table
-from unet_med.io.cases import Case
+from unet_med.io.cases import COLOURS_OR_GREYS, Case
 from unet_med.io.discover import restore_ref
 from unet_med.io.source import DICOM_KINDS, SourceRef
 from unet_med.manifest.channels import absent_channels
@@ -23,6 +23,7 @@ from unet_med.manifest.description import (
 )
 from unet_med.manifest.folds import assign_folds
 from unet_med.manifest.model import Finding, LazyHashes, Manifest, ManifestCase, Split
+from unet_med.manifest.object_classes import as_text, from_text
 
 SCHEMA_VERSION = 1
 DEFAULT_FOLDS = 5
@@ -113,6 +114,10 @@ def _entry(case: ManifestCase, folder: Path, table: dict[str, list[str]]) -> dic
     entry: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
     if label is not None:
         entry["label"] = _pointer(label, folder, table, f"{case.id}-label" if clinical else "")
+    if case.case.annotated is not None:
+        entry["annotated"] = _pointer(case.case.annotated, folder, table, f"{case.id}-annotated" if clinical else "")
+    if case.case.classes is not None:
+        entry["classes"] = as_text(case.case.classes)
     entry["id"] = case.id
     if case.fold is not None:
         entry["fold"] = case.fold
@@ -124,6 +129,8 @@ def _entry(case: ManifestCase, folder: Path, table: dict[str, list[str]]) -> dic
     label_read = dict(label.read_as) if label is not None else {}
     if any(read["image"]) or label_read:
         entry["read"] = {**read, "label": label_read}
+    if case.case.annotated is not None and case.case.annotated.read_as:
+        entry.setdefault("read", {"image": [], "label": {}})["annotated"] = dict(case.case.annotated.read_as)
     return entry
 
 
@@ -223,6 +230,8 @@ class _Reader:
         self._table: dict[str, list[str]] | None = None
         self._known: dict[str, SourceRef] = {}
         self._instances = data.get("task") == "instance"
+        self._unlabelled = described_labels(data, path.name).ignore
+        self._colour = described_channels(data) == COLOURS_OR_GREYS
         self.label_values = _label_values(data, path.name)
 
     def cases(self, split: Split) -> tuple[ManifestCase, ...]:
@@ -246,10 +255,22 @@ class _Reader:
             self._source(name, image, how, case_id, part)
             for name, image, how, part in zip(names, images, reads, self._parts(len(images)), strict=True)
         )
-        label = None
-        if entry.get("label"):
-            label = self._source(case_id, str(entry["label"]), read.get("label") or {}, case_id, "label")
-        case = Case(case_id, sources, label, entry.get("frame"), self.label_values, self._instances)
+        label, annotated = (
+            self._source(case_id, str(entry[part]), read.get(part) or {}, case_id, part) if entry.get(part) else None
+            for part in ("label", "annotated")
+        )
+        case = Case(
+            case_id,
+            sources,
+            label,
+            entry.get("frame"),
+            self.label_values,
+            self._instances,
+            classes=from_text(entry.get("classes"), self._name),
+            annotated=annotated,
+            unlabelled=self._unlabelled,
+            colour=self._colour,
+        )
         hashes = entry.get("sha256")
         return ManifestCase(
             id=case_id,

@@ -191,6 +191,8 @@ def verify(case: ManifestCase) -> None:
     parts: dict[str, tuple[SourceRef, ...]] = {"image": tuple(case.case.sources)}
     if case.case.label is not None:
         parts["label"] = (case.case.label,)
+    if case.case.annotated is not None:
+        parts["annotated"] = (case.case.annotated,)
     for key, sources in parts.items():
         if key not in case.sha256:
             continue

@@ -12,7 +12,9 @@ from typing import Literal
 from unet_med.errors import UsageError
 from unet_med.identity import safe_name, stem_of
 
-_ID_COLUMNS = ("id", "name", "image", "case")
+ID_COLUMNS = ("id", "name", "image", "case")
+"""A column of one of these names says which case a line is about."""
+
 _GROUP_COLUMNS = ("group", "patient", "subject")
 _SPLITS: Mapping[str, Literal["training", "test", "skip"]] = {
     **{"": "training", "train": "training", "training": "training"},
@@ -44,9 +46,9 @@ def read_groups(path: Path) -> dict[str, Row]:
     Raises:
         UsageError: if it cannot be read, or holds a value that makes no sense; the line is named, never a patient.
     """
-    lines = _rows(path)
+    lines = read_rows(path, "--group-by")
     columns = {name.strip().lower(): name for name in lines[0]} if lines else {}
-    key = next((columns[name] for name in _ID_COLUMNS if name in columns), None)
+    key = next((columns[name] for name in ID_COLUMNS if name in columns), None)
     group = next((columns[name] for name in _GROUP_COLUMNS if name in columns), None)
     if key is None or (group is None and not {"fold", "split"} & columns.keys()):
         raise UsageError(
@@ -56,7 +58,7 @@ def read_groups(path: Path) -> dict[str, Row]:
         )
     rows: dict[str, Row] = {}
     for number, line in enumerate(lines, start=2):
-        case = _case_id(line[key] or "")
+        case = case_name(line[key] or "")
         row = Row(
             (line[group] or "").strip() or None if group else None,
             _fold(line, columns.get("fold"), number),
@@ -68,20 +70,27 @@ def read_groups(path: Path) -> dict[str, Row]:
     return rows
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path, option: str) -> list[dict[str, str]]:
+    """Returns the lines of a CSV table (comma, semicolon or tab) by the names in its header.
+
+    Args:
+        path: The file.
+        option: What named it, for the error.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
-        raise UsageError(
-            "cannot read the table", "--group-by", "give a CSV file (UTF-8) with a header line, or a pattern"
-        ) from None
+        raise UsageError("cannot read the table", option, "give a CSV file (UTF-8) with a header line") from None
     first = text.splitlines()[0] if text.strip() else ""
     delimiter = max(",;\t", key=first.count)
     return list(csv.DictReader(text.splitlines(), delimiter=delimiter))
 
 
-def _case_id(text: str) -> str:
-    """``images/case_1.nii.gz``, ``case_1.nii.gz`` and ``case_1`` all name ``case_1``."""
+def case_name(text: str) -> str:
+    """Returns the case that a table names: ``images/case_1.nii.gz``, ``case_1.nii.gz`` and ``case_1`` are one."""
     name = PurePosixPath(text.strip().replace("\\", "/")).name
     known = re.search(r"\.(nii|tiff?|png|jpe?g|nrrd|mh[ad])(\.gz)?$", name, re.I)
     return safe_name(stem_of(Path(name)) if known else name)
