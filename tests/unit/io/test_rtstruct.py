@@ -17,8 +17,8 @@ from skimage.measure import find_contours, points_in_poly
 
 from unet_med.errors import InputRefusedError, MachineError
 from unet_med.io.dicom.annotations import open_label
-from unet_med.io.dicom.rtstruct import polygon_line, polygon_parity
 from unet_med.io.discover import discover
+from unet_med.io.polygons import polygon_line, polygon_parity
 from unet_med.io.source import IntakeOptions
 from unet_med.volume import ImageSource
 

@@ -30,15 +30,13 @@ from unet_med.io.dicom.items import (
     whole_number,
 )
 from unet_med.io.dicom.slices import Annotation, LabelArray, Segment, SliceLayout
+from unet_med.io.polygons import polygon_line, polygon_parity
 from unet_med.io.source import SourceRef
 
 CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
 
 OFF_SLICE = 0.25
 """A contour lies in a slice when none of its points is further off than this, in steps between slices."""
-
-ON_LINE = 0.01
-"""A pixel's centre lies on a line when it is no further off than this, in pixels."""
 
 FloatArray = npt.NDArray[np.float64]
 Picture = npt.NDArray[np.bool_]
@@ -279,53 +277,3 @@ def _filled(polygons: list[FloatArray], size: tuple[int, int], notes: Counter[st
         inside[box] ^= one
         line[box] |= polygon_line(points - low, extent)
     return inside | line
-
-
-def polygon_parity(points: FloatArray, size: tuple[int, int]) -> Picture:
-    """Returns the pixels (columns, rows) whose centre an odd number of turns of the polygon encloses.
-
-    Args:
-        points: (n, 2) corners, column and row; the last is joined with the first.
-        size: Columns and rows of the picture.
-    """
-    x0, y0 = points.T
-    x1, y1 = np.roll(points, -1, axis=0).T
-    low, high = np.minimum(y0, y1), np.maximum(y0, y1)
-    begin = np.clip(np.ceil(low), 0, size[1]).astype(np.intp)
-    end = np.clip(np.ceil(high), 0, size[1]).astype(np.intp)  # rows with low <= row < high: a corner counts once
-    counts = np.maximum(end - begin, 0)
-    edges = np.repeat(np.arange(len(points)), counts)
-    rows = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + begin[edges]
-    crossing = x0[edges] + (rows - y0[edges]) * (x1 - x0)[edges] / (y1 - y0)[edges]
-    columns = np.clip(np.ceil(crossing), 0, size[0]).astype(np.intp)
-    flips = np.zeros((size[0] + 1, size[1]), dtype=np.uint8)
-    np.add.at(flips, (columns, rows), 1)
-    flips &= 1
-    return np.asarray(np.bitwise_xor.accumulate(flips, axis=0)[:-1], dtype=np.bool_)
-
-
-def polygon_line(points: FloatArray, size: tuple[int, int]) -> Picture:
-    """Returns the pixels (columns, rows) whose centre lies on the line of the polygon."""
-    line = np.zeros(size, dtype=np.bool_)
-    following = np.roll(points, -1, axis=0)
-    move = following - points
-    for along in (0, 1):
-        across = 1 - along
-        steep = np.abs(move[:, along]) >= np.abs(move[:, across])
-        start, stop, shift = points[steep], following[steep], move[steep]
-        low = np.minimum(start[:, along], stop[:, along]) - ON_LINE
-        high = np.maximum(start[:, along], stop[:, along]) + ON_LINE
-        begin = np.clip(np.ceil(low), 0, size[along]).astype(np.intp)
-        end = np.clip(np.floor(high) + 1, 0, size[along]).astype(np.intp)
-        counts = np.maximum(end - begin, 0)
-        edges = np.repeat(np.arange(len(start)), counts)
-        places = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + begin[edges]
-        length = np.where(shift[:, along] == 0, 1.0, shift[:, along])[edges]
-        share = np.clip((places - start[edges, along]) / length, 0.0, 1.0)
-        others = start[edges, across] + share * shift[edges, across]
-        nearest = np.rint(others)
-        hit = (np.abs(others - nearest) <= ON_LINE) & (nearest >= 0) & (nearest < size[across])
-        index = [np.empty(0, dtype=np.intp)] * 2
-        index[along], index[across] = places[hit], nearest[hit].astype(np.intp)
-        line[index[0], index[1]] = True
-    return line
