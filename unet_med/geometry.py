@@ -242,7 +242,8 @@ def reorient(array: npt.NDArray[Any], order: tuple[int, ...], flips: tuple[bool,
     lead = array.ndim - len(order)
     turned = array.transpose(*range(lead), *(lead + axis for axis in order))
     index: tuple[Any, ...] = (..., *(slice(None, None, -1 if flipped else 1) for flipped in flips))
-    return np.asarray(turned[index])
+    view: npt.NDArray[Any] = turned[index]  # of an image that is not in memory nothing is read
+    return view
 
 
 def undo_reorient(array: npt.NDArray[Any], order: tuple[int, ...], flips: tuple[bool, ...]) -> npt.NDArray[Any]:

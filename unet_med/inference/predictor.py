@@ -6,7 +6,7 @@ brought to the volume's grid and turned into labels row by row along one axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -17,23 +17,26 @@ import torch
 from torch import Tensor, nn
 
 from unet_med.bundle import Bundle
+from unet_med.config import Instances
 from unet_med.errors import ConfigError, InputRefusedError, MachineError, ModelError
-from unet_med.geometry import reorient
+from unet_med.geometry import reorient, undo_reorient
 from unet_med.inference.chances import label_chances
 from unet_med.inference.device import choose_device, choose_precision, free_memory, precision_name
 from unet_med.inference.emptiness import EmptinessRule, stored_rule
 from unet_med.inference.engine import Engine, EngineRequest, open_engine
+from unet_med.inference.maps_store import MapStore
 from unet_med.inference.quality.assessment import Assessor
 from unet_med.inference.quality.evidence import CaseEvidence
 from unet_med.inference.stream import Compare, WindowStream, mirrored, rolling_values
 from unet_med.inference.tiling import WindowAxis, window_axes
+from unet_med.instances.maps import ObjectMaps
 from unet_med.labels import LabelMap
 from unet_med.networks import admissible_patch, context_voxels, head_channels, input_channels
 from unet_med.transforms.postprocess import postprocess_labels
 from unet_med.transforms.preprocess import Prepared, Preprocessor
 from unet_med.transforms.prior import Prior
 from unet_med.transforms.resample import spline_rows, spline_support
-from unet_med.volume import Volume
+from unet_med.volume import Region, Volume
 
 CHUNK_VALUES = 2**24
 """Numbers that the logits of one chunk of rows hold, where a row is smaller."""
@@ -48,6 +51,8 @@ OUTSIDE_LOGIT = 30.0
 """Certainty given to background where an image was cropped away or nothing was computed."""
 _CARD_SHARE = 0.5
 """Share of a card's free memory that blended windows may take; more is blended in the main memory."""
+_HELD_BYTES = 2**31
+"""What blended windows may take along the axis in which an image that is not in memory is read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +76,19 @@ class Prediction:
     engine_why: str = ""
     windows: int = 0
     windows_skipped: int = 0
+
+
+@dataclass
+class RowProgress:
+    """How far a prediction has come: rows are final one after the other, along an axis that the image decides.
+
+    Attributes:
+        done: Rows whose labels (and maps) are final; a prediction that was interrupted goes on with the next one.
+        tell: Is called whenever there are more.
+    """
+
+    done: int = 0
+    tell: Callable[[int], None] = lambda done: None
 
 
 @dataclass(frozen=True)
@@ -217,6 +235,18 @@ class Predictor:
             self.notes.append("mirroring has no effect on a model whose training mirrored no axis")
 
     @property
+    def objects(self) -> Instances | None:
+        """How objects are cut out of its maps; ``None``: its labels are no classes of objects."""
+        return self._models[0].bundle.config.instances if self.labels.objects else None
+
+    @property
+    def reads_in_order(self) -> bool:
+        """Whether an image need not be in memory: no first stage labels it, no holes of it are filled."""
+        settings = [model.bundle.config.preprocess.normalisation for model in self._models]
+        fills = any(one.inside == "filled" for some in settings if some != "auto" for one in some)
+        return not fills and not self.first_stages
+
+    @property
     def first_stages(self) -> tuple[Predictor, ...]:
         """What labels the volume at low resolution, one for each model that is a cascade."""
         return tuple(model.low for model in self._models if model.low is not None)
@@ -227,14 +257,21 @@ class Predictor:
         probabilities: bool = False,
         out: npt.NDArray[np.uint8 | np.uint16] | None = None,
         evidence: CaseEvidence | None = None,
+        maps: MapStore | None = None,
+        progress: RowProgress | None = None,
     ) -> Prediction:
         """Labels a volume.
 
         Args:
-            volume: (C, I, J[, K]); a 2-D model labels a volume slice by slice.
+            volume: (C, I, J[, K]); a 2-D model labels a volume slice by slice. It need not be in memory
+                (:func:`unet_med.volume.lazily`): it is then read in the order of its file.
             probabilities: Also return how likely each label is; 4 bytes for each label and voxel.
-            out: (I, J[, K]) uint8 or uint16 that receives the labels; ``None``: a new array.
+            out: (I, J[, K]) uint8 or uint16 that receives the labels; ``None``: a new array. It may be mapped from a
+                file.
             evidence: Is shown the image and its logits as they become final; :attr:`assessor` judges by it.
+            maps: Receives what objects are cut out of, on the volume's grid; for models of objects.
+            progress: Where to go on, and whom to tell of rows that are final; with ``evidence``, which needs all rows,
+                it begins at the first one.
 
         Raises:
             ModelError: when the number of channels is not the models' own.
@@ -252,7 +289,7 @@ class Predictor:
             evidence.look(prepared[0])
         notes = list(self.notes)
         first = self._first_stages(volume, prepared, out, notes)
-        streams = self._fill(prepared, out, likely, notes, evidence)
+        streams = self._fill(prepared, _Outputs(out, likely, evidence, maps, progress), notes)
         self._clean(out, likely)
         engines = [(f"{stream.engine.name} {stream.engine.precision}", stream.engine.why) for stream in streams]
         engines = [*((stage.engine, stage.engine_why) for stage in first), *engines]
@@ -326,14 +363,7 @@ class Predictor:
 
     # ---- one case ---------------------------------------------------------------------------------------------------
 
-    def _fill(
-        self,
-        prepared: Sequence[Prepared],
-        out: npt.NDArray[Any],
-        likely: npt.NDArray[np.float32] | None,
-        notes: list[str],
-        evidence: CaseEvidence | None,
-    ) -> list[_ModelRows]:
+    def _fill(self, prepared: Sequence[Prepared], outputs: _Outputs, notes: list[str]) -> list[_ModelRows]:
         """Writes labels (and probabilities); begins again with smaller windows or in fp32 where that is needed."""
         settings = [
             _Setting(self._within_budget(model, one, notes), model.precision, self.device.type == "cuda")
@@ -341,7 +371,7 @@ class Predictor:
         ]
         while True:
             try:
-                return self._attempt(prepared, settings, out, likely, evidence)
+                return self._attempt(prepared, settings, outputs)
             except _OverflowError:
                 settings = [self._in_full_precision(setting, notes) for setting in settings]
             except (MemoryError, RuntimeError) as error:
@@ -356,17 +386,10 @@ class Predictor:
                 torch.cuda.empty_cache()
 
     def _attempt(
-        self,
-        prepared: Sequence[Prepared],
-        settings: Sequence[_Setting],
-        out: npt.NDArray[Any],
-        likely: npt.NDArray[np.float32] | None,
-        evidence: CaseEvidence | None,
+        self, prepared: Sequence[Prepared], settings: Sequence[_Setting], outputs: _Outputs
     ) -> list[_ModelRows]:
-        first = prepared[0]
-        labels = reorient(out, first.order, first.flips)
-        chances = None if likely is None else reorient(likely, first.order, first.flips)
         along = self._direction(prepared, settings)
+        evidence = outputs.evidence
         if evidence is not None:
             evidence.begin(along, len(self._models))
         streams = [
@@ -380,13 +403,9 @@ class Predictor:
             )
             for number, (model, one, setting) in enumerate(zip(self._models, prepared, settings, strict=True))
         ]
-        for start, stop, logits in _averaged(streams, labels.shape, along, self.labels.outputs, evidence):
-            rows = (slice(None),) * along + (slice(start, stop),)
-            self.labels.from_outputs(logits, out=labels[rows])
-            if evidence is not None:
-                evidence.join(labels[rows])
-            if chances is not None:
-                chances[(slice(None), *rows)] = label_chances(logits, self.labels)
+        first = outputs.progress.done if outputs.progress is not None and evidence is None else 0
+        for start, stop, logits in _averaged(streams, self.labels.outputs, evidence, first):
+            outputs.take(logits, self.labels, prepared[0], along, start, stop)
         return streams
 
     def _direction(self, prepared: Sequence[Prepared], settings: Sequence[_Setting]) -> int:
@@ -400,6 +419,9 @@ class Predictor:
                 for model, one, setting in zip(self._models, prepared, settings, strict=True)
             )
 
+        slowest = prepared[0].slowest
+        if slowest is not None and 4 * held(slowest) <= (self._memory_bytes or _HELD_BYTES):
+            return slowest
         return min(range(prepared[0].geometry.ndim), key=held)
 
     def _within_budget(self, model: _Model, prepared: Prepared, notes: list[str]) -> Tiles:
@@ -438,6 +460,43 @@ class Predictor:
             likely[place][(before != label.index) & (labels == label.index)] = 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class _Outputs:
+    """What becomes of the logits of rows as they are final; see :meth:`Predictor.predict`."""
+
+    labels: npt.NDArray[Any]
+    likely: npt.NDArray[np.float32] | None
+    evidence: CaseEvidence | None
+    maps: MapStore | None
+    progress: RowProgress | None
+
+    def take(self, logits: Tensor, label_map: LabelMap, image: Prepared, along: int, start: int, stop: int) -> None:
+        """Takes the logits (outputs, *s) of the rows of the turned image from ``start`` to ``stop``."""
+        rows = (slice(None),) * along + (slice(start, stop),)
+        labels = reorient(self.labels, image.order, image.flips)[rows]
+        label_map.from_outputs(logits, out=labels)
+        if self.evidence is not None:
+            self.evidence.join(labels)
+        if self.likely is not None:
+            reorient(self.likely, image.order, image.flips)[(slice(None), *rows)] = label_chances(logits, label_map)
+        if self.maps is not None:
+            found = ObjectMaps.from_logits(logits)
+            turned = (undo_reorient(one, image.order, image.flips) for one in (found.border, found.distance))
+            classes = undo_reorient(found.classes, image.order, image.flips)
+            self.maps.write(_own_rows(image, along, start, stop), ObjectMaps(classes, *turned))
+        if self.progress is not None:
+            self.progress.done = stop
+            self.progress.tell(stop)
+
+
+def _own_rows(image: Prepared, along: int, start: int, stop: int) -> Region:
+    """Returns the region of the image as it came that rows of the turned one are."""
+    region = [slice(0, n) for n in image.reference.shape]
+    size = region[image.order[along]].stop
+    region[image.order[along]] = slice(size - stop, size - start) if image.flips[along] else slice(start, stop)
+    return tuple(region)
+
+
 class _ModelRows:
     """The logits of one model on the rows of the turned reference grid, from one end of an axis to the other."""
 
@@ -473,6 +532,16 @@ class _ModelRows:
         )
 
     @property
+    def size(self) -> int:
+        """Rows of the reference grid, along the axis in which it goes."""
+        return self._shape[self._along]
+
+    @property
+    def row_voxels(self) -> int:
+        """Voxels of one of them."""
+        return prod(self._shape) // max(1, self.size)
+
+    @property
     def windows(self) -> int:
         """Windows that were visited."""
         return self._stream.windows
@@ -496,12 +565,20 @@ class _ModelRows:
             low, high = (middle, high) if needed <= self._stream.ready else (low, middle - 1)
         return int(box.start) + low
 
+    def begin_at(self, row: int) -> None:
+        """Leaves out what only rows before ``row`` need."""
+        is_inside = row < self._box[self._along].stop
+        self._stream.begin_at(self._first_needed(row) if is_inside else self._grid[self._along])
+
     def advance(self) -> None:
         """Runs the next windows; rows before :attr:`ready` are forgotten."""
+        self._stream.advance(self._first_needed(self.ready))
+
+    def _first_needed(self, row: int) -> int:
+        """The first row of the network's grid on which a row of the reference grid depends."""
         box, size = self._box[self._along], self._grid[self._along]
-        row = min(max(self.ready - box.start, 0), box.stop - box.start - 1)
-        needed, _ = spline_support(self._orders[self._along], box.stop - box.start, size, row, row + 1)
-        self._stream.advance(needed)
+        row = min(max(row - box.start, 0), box.stop - box.start - 1)
+        return spline_support(self._orders[self._along], box.stop - box.start, size, row, row + 1)[0]
 
     def logits(self, start: int, stop: int) -> Tensor:
         """Returns (outputs, *s) float32 for the rows from ``start`` to ``stop``, which must be ready.
@@ -570,18 +647,21 @@ class _ModelRows:
 
 
 def _averaged(
-    streams: Sequence[_ModelRows], shape: Sequence[int], along: int, outputs: int, evidence: CaseEvidence | None
+    streams: Sequence[_ModelRows], outputs: int, evidence: CaseEvidence | None, first: int = 0
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yields start, stop and the averaged logits of the next rows, until all rows are done."""
-    done, per_row = 0, prod(shape) // max(1, shape[along])
-    while done < shape[along]:
+    """Yields start, stop and the averaged logits of the next rows, until all rows are done; ``first`` is the first."""
+    done, size = first, streams[0].size
+    if done:
+        for stream in streams:
+            stream.begin_at(done)
+    while done < size:
         ready = min(stream.ready for stream in streams)
         if ready <= done:
             for stream in streams:
                 if stream.ready <= done:
                     stream.advance()
             continue
-        step = max(1, CHUNK_VALUES // max(1, per_row * len(streams) * outputs))
+        step = max(1, CHUNK_VALUES // max(1, streams[0].row_voxels * len(streams) * outputs))
         while done < ready:
             stop = min(done + step, ready)
             total: Tensor | None = None

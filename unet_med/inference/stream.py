@@ -111,6 +111,12 @@ class WindowStream:
         """Whether all windows were visited."""
         return self._done == len(self._groups)
 
+    def begin_at(self, row: int) -> None:
+        """Leaves out the windows that end before ``row``; no row before it may be asked for."""
+        while not self.is_finished and self._axis.inside(self._groups[self._done][-1])[1] <= row:
+            self._done += 1
+        self._first = self.ready = self._axis.size if self.is_finished else self._next_start
+
     def advance(self, keep_from: int) -> None:
         """Visits the next windows along the axis; rows before ``keep_from`` are forgotten first.
 
@@ -118,7 +124,7 @@ class WindowStream:
             keep_from: The first row that is still needed, at least :attr:`ready` - 1.
         """
         group = self._groups[self._done]
-        self._make_room(min(keep_from, self.ready))
+        self._make_room(max(min(keep_from, self.ready), self._first))
         slab, offset = self._image.covering([self._axis.support(number) for number in group])
         ranges = (range(len(a.starts)) if n != self._along else group for n, a in enumerate(self._axes))
         with torch.inference_mode():
@@ -128,8 +134,7 @@ class WindowStream:
                 for place, output in zip(jobs, outputs.to(self._device, torch.float32), strict=True):
                     self._add(output[..., None] if self._flat else output, place)
         self._done += 1
-        upcoming = self._groups[self._done][0] if not self.is_finished else None
-        self.ready = self._axis.size if upcoming is None else self._axis.inside(upcoming)[0]
+        self.ready = self._axis.size if self.is_finished else self._next_start
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Returns what is final of the rows from ``start`` to ``stop``.
@@ -151,6 +156,11 @@ class WindowStream:
     @property
     def _axis(self) -> WindowAxis:
         return self._axes[self._along]
+
+    @property
+    def _next_start(self) -> int:
+        """The first row that the windows to come cover."""
+        return self._axis.inside(self._groups[self._done][0])[0]
 
     def _make_room(self, keep_from: int) -> None:
         """Forgets the rows before ``keep_from``; those that follow begin at 0. Rows lie outermost, channels next."""

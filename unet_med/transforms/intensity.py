@@ -82,7 +82,7 @@ def filled(image: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
     A picture has no holes: nnU-Net takes it for a volume of one slice, which encloses nothing.
     """
-    found = np.asarray((image != 0).any(axis=0))
+    found = np.asarray((np.asarray(image) != 0).any(axis=0))
     return np.asarray(ndimage.binary_fill_holes(found)) if found.ndim == 3 else found
 
 
@@ -162,11 +162,11 @@ class _Channel:
 
 
 def _chunks(image: npt.NDArray[Any], guide: npt.NDArray[Any] | None = None) -> Iterator[npt.NDArray[Any]]:
-    """Yields views (C, *part) of an image (C, *s), the spatial axes in the order of memory, of ``guide``'s if given."""
+    """Yields parts (C, *part) of an image (C, *s), the spatial axes in the order of memory, of ``guide``'s if given."""
     image = image.transpose(0, *_slowest_first(image if guide is None else guide))
     step = max(1, _CHUNK_VOXELS // prod(image.shape[2:]))
     for start in range(0, image.shape[1], step):
-        yield image[:, start : start + step]
+        yield np.asarray(image[:, start : start + step])
 
 
 def _slowest_first(image: npt.NDArray[Any]) -> list[int]:

@@ -22,7 +22,7 @@ from unet_med.geometry import Geometry, reorient
 from unet_med.transforms.intensity import Intensity, filled, measure, nonzero_box
 from unet_med.transforms.prior import Prior
 from unet_med.transforms.resample import GridChange, Order, Scratch, resample_labels
-from unet_med.volume import Region, Volume
+from unet_med.volume import LazyArray, Region, Volume
 
 ANISOTROPY_RATIO = 3.0
 """Above this ratio of spacings the coarse axis is resampled separately, by the nearest slice."""
@@ -77,6 +77,12 @@ class Prepared:
         return rows if self.prior is None else self.prior.joined(rows, axis, start, stop)
 
     @property
+    def slowest(self) -> int | None:
+        """The axis along which an image that is not in memory is read in order; ``None`` for one that is."""
+        image: object = self._image
+        return self.order.index(image.slowest) if isinstance(image, LazyArray) else None
+
+    @property
     def array(self) -> npt.NDArray[np.float32]:
         """All of the image: (C, I, J[, K]) float32, computed anew at every access."""
         whole = np.empty((len(self._intensities), *self.geometry.shape), dtype=np.float32)
@@ -115,7 +121,7 @@ class Prepared:
     def _range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Lowest and highest value of each channel, of each slice where slices are interpolated on their own."""
         coarse = self._change.coarse
-        axis = 0 if coarse is None else coarse
+        axis = (self.slowest or 0) if coarse is None else coarse
         others = tuple(n + 1 for n in range(self._image.ndim - 1) if n != axis)
         size = self._image.shape[axis + 1]
         rows = [self._normalised(axis, n, min(n + _RANGE_ROWS, size)) for n in range(0, size, _RANGE_ROWS)]
@@ -149,7 +155,8 @@ class Preprocessor:
     def prepare(self, volume: Volume) -> Prepared:
         """Decides on the grid and measures the intensities; the volume is neither copied nor changed.
 
-        The result reads the volume's array when it is asked for voxels.
+        The result reads the volume's array when it is asked for voxels, which may be an array that is not in memory
+        (:func:`unet_med.volume.lazily`).
 
         Raises:
             ModelError: if the number of channels is not the pipeline's.
