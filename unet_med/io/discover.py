@@ -15,6 +15,7 @@ from typing import Any
 
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UsageError
 from unet_med.identity import unique_ids
+from unet_med.io.channels import stored_channels
 from unet_med.io.reading import COPY_FILE_AGAIN, refused_ref, refusing
 from unet_med.io.source import Discovery, IntakeOptions, Skipped, SourceRef
 from unet_med.volume import ImageSource
@@ -132,7 +133,7 @@ def restore_ref(entry: Mapping[str, Any], files: Sequence[Path]) -> SourceRef:
     options = IntakeOptions(
         axes=stored.get("axes"),
         pixel_size_mm=tuple(stored["pixel_size_mm"]) if stored.get("pixel_size_mm") else None,
-        channels=tuple(str(channel) for channel in stored.get("channels", ())),
+        channels=stored_channels(stored),
         untilt=bool(stored.get("untilt")),
         resample_slices=bool(stored.get("resample_slices")),
         allow_gaps=bool(stored.get("allow_gaps")),

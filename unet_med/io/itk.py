@@ -17,16 +17,14 @@ import SimpleITK
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import SHEAR_TOLERANCE, Geometry
+from unet_med.io.channels import chosen_channels, read_channels
+from unet_med.io.pixel_size import calibrated, mm_per_unit
 from unet_med.io.reading import (
     COPY_FILE_AGAIN,
     FileSource,
-    calibrated,
     check_frame,
-    chosen_channels,
-    mm_per_unit,
     native,
     provisional_id,
-    read_channels,
     refused_ref,
     refusing,
     whole,

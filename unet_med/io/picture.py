@@ -17,15 +17,14 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from unet_med.errors import InputRefusedError
+from unet_med.io.channels import RGB, chosen_channels, named, read_channels
+from unet_med.io.pixel_size import calibrated
 from unet_med.io.reading import (
     COPY_FILE_AGAIN,
     FileSource,
-    calibrated,
     check_frame,
-    chosen_channels,
     native,
     provisional_id,
-    read_channels,
     refused_ref,
     refusing,
     whole,
@@ -66,8 +65,9 @@ def _inspect(path: Path, kind: str, options: IntakeOptions) -> SourceRef:
         width, height = image.size
         notes = _notes(image, kind)
         stored, channels, dtype = _layout(image, deep)
-    picked, used = chosen_channels([str(number) for number in range(channels)], options)
-    geometry, size_used, size_notes = calibrated((width, height), None, options)
+    names = RGB if channels == len(RGB) else tuple(map(str, range(channels)))
+    picked, used = chosen_channels(names, options)
+    geometry, size_used, size_notes = calibrated((width, height), None, options, microscope=True)
     return SourceRef(
         id=provisional_id(path),
         kind=kind,
@@ -76,6 +76,7 @@ def _inspect(path: Path, kind: str, options: IntakeOptions) -> SourceRef:
         shape=(height, width) if stored == 1 else (height, width, stored),
         geometry=geometry,
         channels=len(picked),
+        channel_names=named(names, picked),
         dtype=dtype,
         notes=(*notes, *size_notes),
         read_as=used | size_used,

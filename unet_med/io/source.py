@@ -20,9 +20,9 @@ class IntakeOptions:
 
     Attributes:
         series: Ids (or beginnings of ids) of the sources to use; empty for all.
-        axes: Meaning of the stored axes of TIFF stacks that do not declare them, for example ``ZYX``, ``TYX`` or
-            ``IYX`` (I: independent pictures).
-        pixel_size_mm: Spacing along X, Y (and Z) of images that do not declare it.
+        axes: Meaning of the stored axes of stacks that do not declare them, for example ``ZYX``, ``TYX`` or ``IYX`` (I:
+            independent pictures, P: positions).
+        pixel_size_mm: Spacing along X, Y (and Z) of images that do not declare it, or declare one that is doubtful.
         channels: Names or numbers of the channels to use, in this order; empty for all.
         untilt: Regrid a DICOM stack whose slices move sideways (gantry tilt) onto a rectangular grid.
         resample_slices: Interpolate a DICOM stack of uneven steps onto even ones.
@@ -44,14 +44,19 @@ class SourceRef:
 
     Attributes:
         id: Safe name, unique in its discovery.
-        kind: ``dicom``, ``nifti``, ``nrrd``, ``mha``, ``tiff``, ``png`` or ``jpeg``; truth in DICOM: ``dicom-seg`` or
-            ``rtstruct``.
-        files: The files it is made of; for DICOM in slice order. Never printed.
-        axes: Stored axes, slowest first for TIFF ("TCZYX"), "IJK" order for volumes ("IJK", "CIJK").
+        kind: ``dicom``, ``nifti``, ``nrrd``, ``mha``, ``tiff``, ``zarr``, ``czi``, ``nd2``, ``lif``, ``png`` or
+            ``jpeg``; truth in DICOM: ``dicom-seg`` or ``rtstruct``.
+        files: The files it is made of; for DICOM in slice order, for OME-Zarr its folder. Never printed.
+        axes: Stored axes, slowest first for microscopes' formats ("TCZYX"), "IJK" order for volumes ("IJK", "CIJK").
         shape: Stored shape in the order of ``axes``.
         geometry: Grid of one frame; ``None`` when unusable.
         channels: Number of channels.
-        frames: Independent pictures or time points of the same grid.
+        channel_names: What the file calls them, in this order; a number for one without a name. Empty where it says
+            nothing.
+        frames: Independent pictures, positions or time points of the same grid.
+        seconds_per_frame: Between two time points, where the file says so.
+        levels: Stored shapes of smaller copies of the image (a pyramid), the finest first; see
+            :func:`unet_med.io.levels.smaller`.
         dtype: numpy name of the values that ``read`` returns.
         usable: Whether it can be loaded exactly.
         reason: Why not, and what to do; empty when usable.
@@ -69,7 +74,10 @@ class SourceRef:
     shape: tuple[int, ...]
     geometry: Geometry | None
     channels: int = 1
+    channel_names: tuple[str, ...] = ()
     frames: int = 1
+    seconds_per_frame: float | None = None
+    levels: tuple[tuple[int, ...], ...] = ()
     dtype: str = "float32"
     usable: bool = True
     reason: str = ""

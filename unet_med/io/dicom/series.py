@@ -21,7 +21,7 @@ from unet_med.io.dicom.multiframe import frame_headers, frames_text
 from unet_med.io.dicom.pixels import INVERTED_MODALITIES, missing_decoder, turned
 from unet_med.io.dicom.slices import Regrid, SliceLayout, StoredSlice, Vector
 from unet_med.io.dicom.stacks import Stack, cluster, lay_out, leave_out_scouts, slice_normal, split_repeats
-from unet_med.io.reading import calibrated
+from unet_med.io.pixel_size import calibrated
 from unet_med.io.source import Discovery, IntakeOptions, Skipped, SourceRef
 
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
