@@ -16,11 +16,10 @@ from allocations import peak_bytes
 
 from unet_med.errors import InputRefusedError, MachineError
 from unet_med.geometry import Geometry
-from unet_med.io import sinks
 from unet_med.io.export import nifti as nifti_export
 from unet_med.io.export.mask import ExportOptions
 from unet_med.io.nifti import NiftiSource, inspect_nifti
-from unet_med.io.sinks import label_centroids, open_mask_sink, write_image
+from unet_med.io.sinks import label_centroids, open_mask_sink, tiff, write_image
 from unet_med.labels import LabelMap
 from unet_med.volume import ArraySource, Volume
 
@@ -351,7 +350,7 @@ def test_writing_a_longer_mask_takes_no_more_memory(tmp_path: Path, formats: tup
 def test_a_tiff_is_compared_to_its_last_voxel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Any, wrong: int
 ) -> None:
-    monkeypatch.setattr(sinks, "SLAB_VOXELS", 1000)
+    monkeypatch.setattr(tiff, "SLAB_VOXELS", 1000)
     true_write = tifffile.imwrite
 
     def erring(path: Path, pages: np.ndarray, **options: Any) -> None:
@@ -362,7 +361,7 @@ def test_a_tiff_is_compared_to_its_last_voxel(
     sink = open_mask_sink(_source(Geometry(shape)), tmp_path / "good", LABELS)
     sink.labels_of()[...] = _mask(shape)
     np.testing.assert_array_equal(tifffile.imread(sink.close()[0]).T, _mask(shape))
-    monkeypatch.setattr(sinks.tifffile, "imwrite", erring)
+    monkeypatch.setattr(tiff.tifffile, "imwrite", erring)
     with pytest.raises(InputRefusedError, match="voxels differ"):
         open_mask_sink(_source(Geometry(shape)), tmp_path / "bad", LABELS).close()
 
