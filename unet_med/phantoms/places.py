@@ -18,6 +18,7 @@ class PhantomSet:
         unlabelled: Images for prediction.
         truth: The labels of the unlabelled images, of the same stem.
         label_names: Name to value of each label.
+        tracks: Of movies: the true tracks of each unlabelled one, a folder as in the Cell Tracking Challenge.
     """
 
     folder: Path
@@ -26,6 +27,7 @@ class PhantomSet:
     unlabelled: tuple[Path, ...]
     truth: tuple[Path, ...]
     label_names: Mapping[str, int] = field(default_factory=dict)
+    tracks: tuple[Path, ...] = ()
 
     def pairs(self) -> Iterator[tuple[Path, Path]]:
         """Yields image and label of every case, the labelled ones first."""
