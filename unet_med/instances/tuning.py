@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """IoU from which an object counts as found, as in the 2018 Data Science Bowl."""
 FOREGROUND_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 SEED_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-SEED_DEPTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+SEED_DEPTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 _SIZE_SHARES = (0.25, 0.5, 0.75, 1.0)
 """Smallest sizes that are tried, as a share of the size of the smallest true objects."""
 _SMALLEST = 0.02
@@ -42,34 +43,46 @@ class Tuning:
 
     Attributes:
         settings: What was given, with what is better.
-        before: Mean AP over IoU 0.5 to 0.95, pooled over all objects, with what was given.
+        before: AP at each of :data:`IOU_THRESHOLDS`, pooled over all objects, with what was given.
         after: The same with ``settings``.
+        unseen: The same where the settings for each group of images were chosen on the others; ``None``: one group.
         images: How many images it was chosen on.
         objects: How many true objects are in them.
     """
 
     settings: Instances
-    before: float
-    after: float
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    unseen: tuple[float, ...] | None
     images: int
     objects: int
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what a bundle keeps of it, JSON-able."""
+        told = {"before": self.before, "after": self.after, "chosen_on_others": self.unseen}
         return {
             "chosen": {key: getattr(self.settings, key) for key in KEYS},
-            "mean_ap_before": self.before,
-            "mean_ap_after": self.after,
             "images": self.images,
             "objects": self.objects,
+            **{f"ap_{name}": None if aps is None else _by_threshold(aps) for name, aps in told.items()},
+            **{f"ap_mean_{name}": None if aps is None else _mean(aps) for name, aps in told.items()},
         }
 
     @property
     def reason(self) -> str:
         """One sentence: what was chosen and why."""
         chosen = ", ".join(f"{key} {getattr(self.settings, key):g}" for key in KEYS)
-        gain = f"mean AP (IoU .5 to .95) {self.before:.4f} -> {self.after:.4f}"
-        return f"{chosen}: {gain} on {self.images} held-out images with {self.objects} objects"
+        gain = f"mean AP (IoU .5 to .95) {_mean(self.before):.4f} -> {_mean(self.after):.4f}"
+        fair = "" if self.unseen is None else f" ({_mean(self.unseen):.4f} where they are chosen on other images)"
+        return f"{chosen}: {gain}{fair} on {self.images} held-out images with {self.objects} objects"
+
+
+def _by_threshold(aps: Sequence[float]) -> dict[str, float]:
+    return {f"{iou:.2f}": ap for iou, ap in zip(IOU_THRESHOLDS, aps, strict=True)}
+
+
+def _mean(aps: Sequence[float]) -> float:
+    return sum(aps) / max(1, len(aps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,40 +98,90 @@ class _Table:
     left_out: npt.NDArray[np.int64]
 
 
-def tune_objects(cases: Iterable[tuple[ObjectMaps, IntArray, BoolArray | None]], given: Instances) -> Tuning:
-    """Chooses thresholds, the depth of saddles and the smallest size by the mean AP over IoU 0.5 to 0.95.
+class ObjectTuner:
+    """Tries settings on images whose objects are known.
 
     Args:
-        cases: Maps, true objects (0 for background, else any numbers) and where nobody labelled (``None``: nowhere)
-            of each image; gone through once.
         given: What the pipeline says; kept where nothing is better, or there is no object.
     """
-    thresholds = sorted({*FOREGROUND_THRESHOLDS, given.foreground_threshold})
-    tables: dict[float, list[_Table]] = {threshold: [] for threshold in thresholds}
-    for maps, truth, unknown in cases:
-        for threshold, table in zip(thresholds, _tables(maps, truth, unknown, thresholds), strict=True):
-            tables[threshold].append(table)
-    images = tables[given.foreground_threshold]
-    true_sizes = np.concatenate([np.zeros(0, np.int64), *(table.true_sizes for table in images)])
-    if not true_sizes.size:
-        return Tuning(given, 0.0, 0.0, len(images), 0)
-    smallest = float(np.quantile(true_sizes, _SMALLEST))
-    sizes = sorted({0, given.minimum_voxels, *(int(share * smallest) for share in _SIZE_SHARES)})
-    best, before = given, -1.0
-    scores: dict[Instances, float] = {}
-    for threshold in thresholds:
-        for seed in sorted({*SEED_THRESHOLDS, given.seed_threshold}):
-            for depth in sorted({*SEED_DEPTHS, given.seed_depth}):
-                found = _mean_ap(tables[threshold], seed, depth, sizes)
-                for size, score in zip(sizes, found.tolist(), strict=True):
-                    scores[_with(given, threshold, seed, depth, size)] = score
-    before = scores[given]
-    best = max(scores, key=lambda settings: (round(scores[settings] / _ROUNDING), settings == given))
-    return Tuning(best, before, scores[best], len(images), len(true_sizes))
+
+    def __init__(self, given: Instances) -> None:
+        self._given = given
+        self._axes = (
+            tuple(sorted({*FOREGROUND_THRESHOLDS, given.foreground_threshold})),
+            tuple(sorted({*SEED_THRESHOLDS, given.seed_threshold})),
+            tuple(sorted({*SEED_DEPTHS, given.seed_depth})),
+        )
+        self._images: list[list[_Table]] = []
+        self._groups: list[int] = []
+
+    def add(self, maps: ObjectMaps, truth: IntArray, unknown: BoolArray | None = None, group: int = 0) -> None:
+        """Takes an image; its maps are not kept.
+
+        Args:
+            maps: What a network says that had not seen it.
+            truth: True objects: 0 for background, else any numbers.
+            unknown: Where nobody labelled; ``None``: nowhere.
+            group: Images of one group are scored by what is chosen on the others.
+        """
+        self._images.append(list(_tables(maps, truth, unknown, self._axes[0])))
+        self._groups.append(group)
+
+    def choose(self) -> Tuning:
+        """Chooses thresholds, the depth of saddles and the smallest size by the mean AP over IoU 0.5 to 0.95."""
+        true = np.array([len(image[0].true_sizes) for image in self._images], dtype=np.int64)
+        if not true.sum():
+            nothing = (0.0,) * len(IOU_THRESHOLDS)
+            return Tuning(self._given, nothing, nothing, None, len(true), 0)
+        sizes = self._smallest_sizes()
+        found, predicted = (np.stack(part) for part in zip(*(self._tried(one, sizes) for one in self._images), strict=True))
+        settings = [
+            self._given.model_copy(update=dict(zip(KEYS, values, strict=True)))
+            for values in product(*self._axes, sizes)
+        ]
+        first = settings.index(self._given)
+
+        def best(images: BoolArray) -> int:
+            means = np.round(_ap(found, predicted, true, images).mean(axis=1) / _ROUNDING)
+            return first if means[first] == means.max() else int(means.argmax())
+
+        everything = np.ones(len(true), dtype=bool)
+        aps, chosen = _ap(found, predicted, true, everything), best(everything)
+        groups, unseen = np.array(self._groups), None
+        if len(np.unique(groups)) > 1:
+            own = np.array([best(groups != group) for group in groups])
+            rows = np.arange(len(true))
+            unseen = _ap(found[rows, own][:, None], predicted[rows, own][:, None], true, everything)[0]
+        return Tuning(
+            settings[chosen],
+            tuple(aps[first].tolist()),
+            tuple(aps[chosen].tolist()),
+            None if unseen is None else tuple(unseen.tolist()),
+            len(true),
+            int(true.sum()),
+        )
+
+    def _smallest_sizes(self) -> list[int]:
+        true_sizes = np.concatenate([image[0].true_sizes for image in self._images])
+        smallest = float(np.quantile(true_sizes, _SMALLEST))
+        return sorted({0, self._given.minimum_voxels, *(int(share * smallest) for share in _SIZE_SHARES)})
+
+    def _tried(self, image: Sequence[_Table], sizes: Sequence[int]) -> tuple[IntArray, IntArray]:
+        """Returns the objects found at each IoU, (settings, IoU thresholds), and all that were predicted."""
+        _, seeds, depths = self._axes
+        counted = [
+            _counted(table, grouped(table.relief, seed, depth), sizes)
+            for table, seed, depth in product(image, seeds, depths)
+        ]
+        return np.concatenate([hits for hits, _ in counted]), np.concatenate([all_of for _, all_of in counted])
 
 
-def _with(given: Instances, threshold: float, seed: float, depth: float, size: int) -> Instances:
-    return given.model_copy(update=dict(zip(KEYS, (threshold, seed, depth, size), strict=True)))
+def _ap(found: IntArray, predicted: IntArray, true: IntArray, images: BoolArray) -> npt.NDArray[np.float64]:
+    """Returns the AP of each setting at each IoU, pooled over some images."""
+    hits = found[images].sum(axis=0)
+    both = predicted[images].sum(axis=0) + true[images].sum()
+    aps: npt.NDArray[np.float64] = hits / np.maximum(both[:, None] - hits, 1)
+    return aps
 
 
 def _tables(
@@ -149,19 +212,12 @@ def _tables(
         )
 
 
-def _mean_ap(tables: Sequence[_Table], seed: float, depth: float, sizes: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Returns the AP, pooled over images and averaged over IoU thresholds, for each smallest size."""
+def _counted(table: _Table, groups: npt.NDArray[np.int32], sizes: Sequence[int]) -> tuple[IntArray, IntArray]:
+    """Returns for each smallest size the objects found at each IoU, (sizes, IoU thresholds), and all predicted ones."""
     smallest = np.array(sizes)
-    found = np.zeros((len(IOU_THRESHOLDS), len(sizes)))
-    predicted, true = np.zeros(len(sizes)), 0
-    for table in tables:
-        groups = grouped(table.relief, seed, depth)
-        ious, matched, objects = _ious(table, groups)
-        found += np.stack([_at_least(matched[ious >= iou], smallest) for iou in IOU_THRESHOLDS])
-        predicted += _at_least(objects, smallest)
-        true += len(table.true_sizes)
-    mean: npt.NDArray[np.float64] = (found / np.maximum(predicted + true - found, 1)).mean(axis=0)
-    return mean
+    ious, matched, objects = _ious(table, groups)
+    hits = np.stack([_at_least(matched[ious >= iou], smallest) for iou in IOU_THRESHOLDS], axis=1)
+    return hits.astype(np.int32), _at_least(objects, smallest).astype(np.int32)
 
 
 def _at_least(values: IntArray, sizes: IntArray) -> IntArray:
