@@ -18,6 +18,7 @@ from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
 from unet_med.io.dicom.annotations import AnnotationSource, open_label
 from unet_med.io.discover import open_source
+from unet_med.io.object_truth import OBJECT_KINDS, ObjectTruth
 from unet_med.io.picture import PictureSource
 from unet_med.io.reading import check_frame
 from unet_med.io.source import SourceRef
@@ -249,7 +250,7 @@ class OpenCase:
         ref = self.case.label
         if ref is None:
             raise InputRefusedError("the case has no label", self.id, "pair it with a label image in the manifest")
-        if ref.frames != self.frames:
+        if ref.frames != self.frames and ref.kind not in OBJECT_KINDS:
             raise InputRefusedError(
                 f"the label has {ref.frames} frames and its image {self.frames}",
                 self.id,
@@ -258,7 +259,7 @@ class OpenCase:
         image = self.case.sources[0]
         source = _opened_label(ref, image, self.id)
         values = _label_values(source, frame, self.id)
-        on_image = isinstance(source, AnnotationSource) and source.image is not None
+        on_image = isinstance(source, AnnotationSource | ObjectTruth) and source.image is not None
         placed = values if on_image else _on_reference(values, ref, image, self.id)
         return self._where_annotated(_remapped(placed, self.case.label_values, self.id), frame)
 

@@ -5,7 +5,8 @@ A manifest is a Medical Segmentation Decathlon JSON, so MONAI and nnU-Net tools 
 ``regions``, ``ignore_label`` and ``findings`` of the whole. Paths are relative to the manifest.
 """
 
-from unet_med.manifest.build import BuildOptions, BuildReport, build_manifest
+from unet_med.manifest.build import BuildReport, build_manifest
+from unet_med.manifest.draft import BuildOptions
 from unet_med.manifest.files import load_manifest, save_manifest
 from unet_med.manifest.folds import assign_folds
 from unet_med.manifest.model import Finding, Manifest, ManifestCase, Severity, content_sha256, verified, verify

@@ -13,6 +13,7 @@ from unet_med.errors import InputRefusedError, MachineError, UsageError
 from unet_med.identity import safe_name, stem_of, unique_ids, write_private_table
 from unet_med.io.cases import COLOURS_OR_GREYS, Case
 from unet_med.io.discover import restore_ref
+from unet_med.io.object_truth import MASK_FILES, OBJECT_KINDS, restored_object_ref
 from unet_med.io.source import DICOM_KINDS, SourceRef
 from unet_med.manifest.channels import absent_channels
 from unet_med.manifest.description import (
@@ -141,9 +142,14 @@ def _pointer(source: SourceRef, folder: Path, table: dict[str, list[str]], priva
     elif private:
         key = _PRIVATE + private
     else:
-        return _relative(source.files[0], folder)
-    table[key] = [_relative(file, folder) for file in source.files]
+        return _relative(_place(source)[0], folder)
+    table[key] = [_relative(file, folder) for file in _place(source)]
     return key
+
+
+def _place(source: SourceRef) -> tuple[Path, ...]:
+    """Returns what a manifest names: the files of a source, or the folder where one mask for each object lies."""
+    return (source.files[0].parent,) if source.kind == MASK_FILES else source.files
 
 
 def _relative(file: Path, folder: Path) -> str:
@@ -297,7 +303,12 @@ class _Reader:
                     f"the {part} is missing", case_id, "put the files back where they were, or make the manifest again"
                 )
             own = pointer.removeprefix(_DICOM) if pointer.startswith(_DICOM) else name
-            self._known[key] = restore_ref({"id": own, "read": dict(how)}, files)
+            outlines = how.get("objects") in OBJECT_KINDS
+            self._known[key] = (
+                restored_object_ref(how, files[0], own)
+                if outlines
+                else restore_ref({"id": own, "read": dict(how)}, files)
+            )
         ref = self._known[key]
         if not ref.usable:
             raise InputRefusedError(f"the {part} cannot be used", case_id, ref.reason)

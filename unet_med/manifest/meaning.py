@@ -64,6 +64,8 @@ def meaning_of(
     """
     readable = [scan for scan in scans if scan.finding is None]
     notes: list[str] = []
+    if ignore is not None:
+        readable = [_without(scan, given, ignore) for scan in readable]
     if task is None and not given and not annotated and looks_like_objects(readable):
         task = "instance"
         notes.append("label values count objects (many, different in each image): task instance; else --task semantic")
@@ -71,9 +73,9 @@ def meaning_of(
     if task == "instance":
         empty = bool(readable) and not any(value for scan in readable for value in scan.values)
         findings = value_findings(readable, given, names) if empty else []
-        return Meaning(task, {"background": 0, names.get(1, "object"): 1}, None, label_values, findings, notes)
-    if ignore is not None:
-        readable = [_without(scan, given, ignore) for scan in readable]
+        classes = {value: name for value, name in names.items() if value} or {1: "object"}
+        labels = {"background": 0, **{name: value for value, name in sorted(classes.items())}}
+        return Meaning(task, labels, ignore, label_values, findings, notes)
     found = sorted({value for scan in readable for value in remapped(scan.values, given)} | set(names))
     labels = {names.get(0, "background"): 0}
     labels.update({names.get(value, f"label_{value}"): value for value in found if value != 0})

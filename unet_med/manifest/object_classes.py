@@ -68,6 +68,10 @@ def class_values(names: ClassNames, listed: Mapping[int, str]) -> dict[str, int]
     values = {name: value for value, name in listed.items() if value}
     if not values:
         return {name: value for value, name in enumerate(found, start=1)}
+    if sorted(values.values()) != list(range(1, len(values) + 1)):
+        raise UsageError(
+            "the classes of objects are not numbered 1, 2, 3, ... without gap", "--label-names", "number them so"
+        )
     unknown = [name for name in found if name not in values]
     if unknown:
         raise UsageError(

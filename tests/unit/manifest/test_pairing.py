@@ -114,7 +114,9 @@ def test_no_label_takes_an_image_twice() -> None:
 
 def test_one_mask_for_each_object_is_explained() -> None:
     with pytest.raises(NothingUsableError, match="one mask file for each object"):
-        pair_sources(ROOT, found("x/images/x.png", "x/masks/m1.png", "x/masks/m2.png"), None, None)
+        pair_sources(ROOT, found("x/images/x.nii.gz", "x/masks/m1.nii.gz", "x/masks/m2.nii.gz"), None, None)
+    with pytest.raises(NothingUsableError, match="one mask file for each object"):
+        pair_sources(ROOT, found("x/x.tif", "x/m1_mask.tif", "x/m2_mask.tif"), None, None)
 
 
 @pytest.mark.parametrize(

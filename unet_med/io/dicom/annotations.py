@@ -200,7 +200,7 @@ def place_notes(annotation: SourceRef, image: SourceRef) -> tuple[str, ...]:
 
 
 def open_label(label: SourceRef, image: SourceRef) -> ImageSource:
-    """Returns the source of a label: an annotation on the grid of its DICOM series, a label file on its own.
+    """Returns the source of a label: annotations and drawn objects on the grid of their image, a label file on its own.
 
     A SEG beside an image of another format keeps its own grid, too.
 
@@ -209,6 +209,10 @@ def open_label(label: SourceRef, image: SourceRef) -> ImageSource:
     """
     if label.kind == "rtstruct" or (label.kind == "dicom-seg" and image.kind == "dicom"):
         return AnnotationSource(label, image)
+    from unet_med.io.object_truth import OBJECT_KINDS, ObjectTruth
+
+    if label.kind in OBJECT_KINDS:
+        return ObjectTruth(label, image)
     from unet_med.io.discover import open_source
 
     return open_source(label)
