@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from unet_med.data import read_target
 from unet_med.errors import InputRefusedError, MachineError, ModelError, UnetMedError
 from unet_med.geometry import Geometry
 from unet_med.inference.estimate import CaseSize
+from unet_med.inference.large import KeptWork, reads_regions, thinned
 from unet_med.inference.peak import PeakMeter
 from unet_med.inference.predictor import Prediction, Predictor, is_out_of_memory
 from unet_med.inference.quality.assessment import Assessment
@@ -35,12 +36,15 @@ from unet_med.labels import LabelMap
 from unet_med.manifest import ManifestCase
 from unet_med.metrics import case_metrics
 from unet_med.overlays import outline_preview
-from unet_med.volume import MaskSink, Volume
+from unet_med.volume import MaskSink, Volume, lazily
 
 logger = logging.getLogger(__name__)
 
 MemoryCheck = Callable[[CaseSize], list[str]]
 """Given the size of a case whose image is in memory, raises MachineError when it cannot fit; returns notes."""
+
+IsLarge = Callable[[CaseSize], bool]
+"""Given the size of a case, says whether it is to be read region by region."""
 
 
 class OutputError(MachineError):
@@ -66,6 +70,8 @@ class CaseWork:
         predictor: Predicts it, in :meth:`compute` alone.
         meter: Measures its memory.
         check_memory: Is asked before it is predicted.
+        is_large: Is asked before it is read; a case that is large is neither read nor labelled in memory, and what is
+            done of it is kept when it is interrupted.
 
     Attributes:
         job: What is asked.
@@ -77,11 +83,16 @@ class CaseWork:
         predictor: Predictor,
         meter: PeakMeter | None = None,
         check_memory: MemoryCheck | None = None,
+        is_large: IsLarge | None = None,
     ) -> None:
         self.job = job
         self._predictor = predictor
         self._meter = meter or PeakMeter()
         self._check_memory = check_memory
+        self._size = CaseSize.of(job.case)
+        if is_large is not None and job.kept is not None and reads_regions(job.case) and is_large(self._size):
+            self._size = replace(self._size, on_disk=True)
+        self._kept: KeptWork | None = None
         self._span = 0
         self._status = "done"
         self._reason: str | None = None
@@ -102,7 +113,7 @@ class CaseWork:
     @property
     def image_bytes(self) -> int:
         """Memory of one frame of the image and its labels."""
-        return CaseSize.of(self.job.case).image_bytes
+        return self._size.image_bytes
 
     # ---- the three stages -------------------------------------------------------------------------------------------
 
@@ -194,14 +205,17 @@ class CaseWork:
         truth = None
         if self.job.truth is not None:
             truth = _truth(self.job.truth, self._predictor.labels, number)
-        return _Frame(number, opened.read(frame=number), truth)
+        volume = lazily(opened, number) if self._size.on_disk else opened.read(frame=number)
+        return _Frame(number, volume, truth)
 
     def _compute(self) -> None:
         case = self.job.case
         if self._opened is None or self._first is None:
             raise InputRefusedError("the case has no frame", case.id, "check the file")
         if self._check_memory is not None:
-            self._note(self._check_memory(CaseSize.of(case)))
+            self._note(self._check_memory(self._size))
+        if self._size.on_disk and self.job.kept is not None:
+            self._kept = KeptWork(self.job.kept, str(self.job.provenance.get("input_sha256")))
         self._sink = self._open_sink()
         frame = self._first
         self._first = None
@@ -215,8 +229,14 @@ class CaseWork:
         volume = frame.volume
         if volume is None:
             return
-        evidence = CaseEvidence(self._predictor.labels) if self._predictor.assessor.knows_anything else None
-        prediction = self._predictor.predict(volume, unsure, sink.labels_of(position), evidence)
+        labels = sink.labels_of(position)
+        progress = None if self._kept is None else self._kept.progress(position, labels)
+        begun = progress is not None and progress.done > 0
+        self._note(["went on where an earlier start was interrupted"] if begun else [])
+        evidence = None
+        if self._predictor.assessor.knows_anything and not begun:
+            evidence = CaseEvidence(self._predictor.labels)
+        prediction = self._predictor.predict(volume, unsure, labels, evidence, progress=progress)
         if prediction.probabilities is not None and isinstance(sink, VolumeMaskSink):
             sink.write_probabilities(prediction.probabilities)
         frame.labels = prediction.labels
@@ -258,7 +278,14 @@ class CaseWork:
             "precision": list(self._predictor.precisions),
             "notes": self._notes,
         }
-        return open_mask_sink(job.case.reference_source(), target, self._predictor.labels, self._provenance, job.export)
+        return open_mask_sink(
+            job.case.reference_source(),
+            target,
+            self._predictor.labels,
+            self._provenance,
+            job.export,
+            None if self._kept is None else self._kept.folder,
+        )
 
     def _write(self) -> None:
         labels, geometry = self._predictor.labels, self.job.case.geometry
@@ -385,9 +412,9 @@ def _write_preview(job: CaseJob, shown: _Frame | None, labels: LabelMap) -> Path
     if shown is None or shown.volume is None or shown.labels is None:
         raise InputRefusedError("the case has no frame", job.case.id, "check the file")
     geometry = shown.volume.geometry
-    picture = outline_preview(
-        shown.volume.array, shown.labels, geometry.spacing_mm, labels, shown.truth, geometry.orientation
-    )
+    image, found = thinned(shown.volume.array, geometry.shape), thinned(shown.labels, geometry.shape)
+    truth = None if shown.truth is None else thinned(shown.truth, geometry.shape)
+    picture = outline_preview(image, found, geometry.spacing_mm, labels, truth, geometry.orientation)
     try:
         with whole_file(path, job.case.id) as part:
             Image.fromarray(picture).save(part, format="PNG")

@@ -30,6 +30,7 @@ from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.io.cases import Case
 from unet_med.networks import admissible_patch, context_voxels, head_channels, input_channels
 from unet_med.transforms.preprocess import network_axes
+from unet_med.volume import BANDS_BYTES
 
 _POLL_SECONDS = 0.002
 _FEWEST_RUNS, _MOST_RUNS, _TIMING_SECONDS = 2, 10, 3.0
@@ -66,12 +67,14 @@ class CaseSize:
         channels: Of all files together.
         voxel_bytes: Of a voxel with all channels as it is held in memory.
         frames: Pictures or volumes of this grid.
+        on_disk: Whether it is read region by region and its labels lie in a file.
     """
 
     geometry: Geometry
     channels: int
     voxel_bytes: int
     frames: int = 1
+    on_disk: bool = False
 
     @classmethod
     def of(cls, case: Case) -> CaseSize:
@@ -81,8 +84,20 @@ class CaseSize:
 
     @property
     def image_bytes(self) -> int:
-        """Of a frame and its labels."""
-        return (self.voxel_bytes + 1) * self.voxels
+        """Of a frame and its labels, as far as they are in memory."""
+        return BANDS_BYTES if self.on_disk else (self.voxel_bytes + 1) * self.voxels
+
+    def is_large(self, memory_gb: float | None, available: int) -> bool:
+        """Whether it is better read region by region than held in memory with the labels of all its frames.
+
+        Args:
+            memory_gb: The budget that was given, if any.
+            available: Bytes that can still be taken.
+        """
+        budget = overlap_bytes(available)
+        if memory_gb is not None:
+            budget = min(budget, memory_gb * 1e9)
+        return self.image_bytes + (self.frames - 1) * self.voxels > budget
 
     @property
     def voxels(self) -> int:
@@ -305,9 +320,10 @@ def held_bytes(size: CaseSize, config: PipelineConfig) -> Held:
     rows = max(row, min(row * final, CHUNK_VALUES // outputs))
     plane = (size.channels + config.prior_channels) * prod(axis.size for n, axis in enumerate(axes) if n != along)
     prior = prod(axis.size for axis in axes) if config.prior_channels else 0
+    labelled = 0 if size.on_disk else size.voxels * size.frames
     return Held(
-        image=size.voxel_bytes * size.voxels,
-        mask=(1 if outputs < 2**8 else 2) * (size.voxels * size.frames + prior),
+        image=BANDS_BYTES if size.on_disk else size.voxel_bytes * size.voxels,
+        mask=(1 if outputs < 2**8 else 2) * (labelled + prior),
         windows=_BYTES * rolling[along],
         slab=_BYTES * plane * (thickness + 2 * min(ROWS_READ, thickness)),
         chunk=_COPIES * _BYTES * outputs * rows,

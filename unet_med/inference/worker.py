@@ -48,7 +48,8 @@ class Setup:
         models: Bundle folders; an ensemble stands for its members.
         device: As given to ``--device``.
         mirror: Whether to average over flips; ``None``: as the pipeline says.
-        memory_gb: Budget of prediction beyond the image, its labels and the models; then cases do not overlap.
+        memory_gb: Budget of prediction beyond the image, its labels and the models; then cases do not overlap, and an
+            image that is larger is read region by region.
         log_level: Level of the parent's log.
         threads: Threads of torch; ``None`` for its own choice.
         probe: When given, what it found is the only record, and the process does no cases.
@@ -91,6 +92,7 @@ class CaseJob:
         preview: Whether to draw one, to ``folder / previews``.
         truth: The case of a manifest to score against; ``None`` for no scores.
         export: How the mask is written.
+        kept: Folder of what is done of a large image; it outlives an interruption. ``None``: the image is read whole.
     """
 
     case: Case
@@ -101,6 +103,7 @@ class CaseJob:
     preview: bool = True
     truth: ManifestCase | None = None
     export: ExportOptions = field(default_factory=ExportOptions)
+    kept: Path | None = None
 
 
 def send(pipe: BinaryIO, message: object) -> None:
@@ -198,9 +201,12 @@ def _line(
             return []  # a card says by itself what it cannot hold
         return check_memory(size, configs, setup.memory_gb, available_bytes())
 
+    def is_large(size: CaseSize) -> bool:
+        return predictor.reads_in_order and size.is_large(setup.memory_gb, available_bytes())
+
     def ask() -> casework.CaseWork:
         tell("next", None)
-        return casework.CaseWork(jobs.get(), predictor, meter, fits)
+        return casework.CaseWork(jobs.get(), predictor, meter, fits, is_large)
 
     def budget() -> float:
         one_by_one = setup.memory_gb is not None or not setup.overlap

@@ -150,6 +150,7 @@ class CaseFolder:
             masks=self.masks,
             truth=truth,
             export=self.export,
+            kept=self.journal.kept(case.id),
         )
 
     def _provenance(self, case: Case, sha256: str) -> dict[str, Any]:

@@ -122,6 +122,12 @@ class Journal:
             full = {**record, "deaths": claim.deaths, "recorded": time.time()}
             write_json(self._record_file(claim.case_id), full, claim.case_id)
         self.release(claim)
+        if record["status"] != "failed":
+            remove(self.kept(claim.case_id))
+
+    def kept(self, case_id: str) -> Path:
+        """Returns the folder of what is done of a large case, which outlives an interruption until it is finished."""
+        return self._folder / f"{case_id}.kept"
 
     # ---- cases in work ------------------------------------------------------------------------------------------
 

@@ -58,9 +58,11 @@ class CaseEvidence:
         self._models: list[_ModelEvidence] = []
 
     def look(self, image: Prepared) -> None:
-        """Looks at the image as the first model sees it."""
+        """Looks at the image as the first model sees it; one that is not in memory is read in the order of its file."""
+        axis = image.slowest or 0
+        shape = (image.geometry.shape[axis], *(n for other, n in enumerate(image.geometry.shape) if other != axis))
         self.traits = traits(
-            image.reference, image.geometry.shape, lambda row: image.slab(0, row, row + 1)[:, 0].numpy()
+            image.reference, shape, lambda row: image.slab(axis, row, row + 1).select(axis + 1, 0).numpy()
         )
 
     def begin(self, along: int, models: int) -> None:

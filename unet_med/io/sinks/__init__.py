@@ -27,7 +27,15 @@ from unet_med.io.sinks.masks import TiffMaskSink, VolumeMaskSink
 from unet_med.labels import LabelMap
 from unet_med.volume import ImageSource, MaskSink
 
-__all__ = ["RESEARCH_ONLY", "check_formats", "label_centroids", "open_mask_sink", "storable", "write_image"]
+__all__ = [
+    "RESEARCH_ONLY",
+    "VolumeMaskSink",
+    "check_formats",
+    "label_centroids",
+    "open_mask_sink",
+    "storable",
+    "write_image",
+]
 
 
 def open_mask_sink(

@@ -1,0 +1,134 @@
+"""Cases larger than memory come out as those that are not, and are gone on with when they were interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from allocations import peak_bytes
+from large_images import picture
+from PIL import Image
+
+from unet_med.bundle import load_bundle
+from unet_med.inference import large
+from unet_med.inference.casework import CaseWork
+from unet_med.inference.estimate import CaseSize, held_bytes
+from unet_med.inference.predictor import Predictor
+from unet_med.inference.worker import CaseJob
+from unet_med.io.cases import Case
+from unet_med.io.discover import discover
+from unet_med.io.grouping import group_cases
+from unet_med.io.tiff.source import TiffSource
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class _KilledError(BaseException):
+    """As sudden as the end of a process."""
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that a test image has many."""
+    monkeypatch.setattr("unet_med.volume._BAND_BYTES", 2**13)
+    monkeypatch.setattr("unet_med.inference.predictor.CHUNK_VALUES", 2**12)
+
+
+@pytest.fixture
+def predictor(tiny_bundle) -> Predictor:
+    return Predictor([load_bundle(tiny_bundle(dims=2, inference__overlap=0.25))], "cpu")
+
+
+def _case(folder: Path, array: np.ndarray, axes: str, **options: Any) -> Case:
+    folder.mkdir()
+    tifffile.imwrite(
+        folder / "slide.tif", array, ome=True, metadata={"axes": axes}, photometric="minisblack", **options
+    )
+    return group_cases(discover(folder).usable)[0]
+
+
+def _done(predictor: Predictor, case: Case, folder: Path, kept: Path | None, sha256: str = "a") -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    job = CaseJob(case, "slide", folder, {"input_sha256": sha256}, kept=kept)
+    work = CaseWork(job, predictor, is_large=None if kept is None else lambda size: True)
+    for stage in (work.read, work.compute, work.write):
+        stage()
+    return work.result()
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((96, 160), "YX"), ((3, 64, 80), "TYX"), ((5, 80, 64), "ZYX")])
+def test_a_large_case_is_the_same_case(predictor, tmp_path: Path, monkeypatch, shape, axes) -> None:
+    case = _case(tmp_path / "in", picture(shape)[0], axes, tile=(32, 32), compression="deflate")
+    usual = _done(predictor, case, tmp_path / "usual", None)
+    read: list[int] = []
+    true_read = TiffSource.read
+
+    def watched(self: Any, *places: Any, **named: Any) -> Any:
+        found = true_read(self, *places, **named)
+        read.append(found.array.size)
+        return found
+
+    monkeypatch.setattr(TiffSource, "read", watched)
+    found = _done(predictor, case, tmp_path / "large", tmp_path / "kept")
+    assert found["status"] == usual["status"] == "done"
+    assert max(read) <= np.prod(shape[-2:]) * (shape[0] if axes[0] == "Z" else 1) / 2
+    assert found["outputs"] == usual["outputs"]
+    assert found["volumes"] == usual["volumes"] and min(row["voxels"] for row in found["volumes"]) > 0
+    masks = [tifffile.imread(tmp_path / place / "slide.tif") for place in ("usual", "large")]
+    assert np.array_equal(*masks) and masks[0].shape == shape
+    previews = [np.asarray(Image.open(tmp_path / place / "previews" / "slide.png")) for place in ("usual", "large")]
+    assert np.array_equal(*previews)
+
+
+@pytest.mark.parametrize(("shape", "axes", "calls"), [((160, 96), "YX", 4), ((3, 64, 80), "TYX", 5)])
+def test_a_killed_case_goes_on_in_the_middle(predictor, tmp_path: Path, monkeypatch, shape, axes, calls) -> None:
+    case = _case(tmp_path / "in", picture(shape)[0], axes)
+    usual = _done(predictor, case, tmp_path / "usual", None)
+    true_write, left = large.write_json, [calls]
+
+    def killed(*arguments: Any) -> None:
+        if not left[0]:
+            raise _KilledError
+        left[0] -= 1
+        true_write(*arguments)
+
+    monkeypatch.setattr(large, "write_json", killed)
+    with pytest.raises(_KilledError):
+        _done(predictor, case, tmp_path / "first", tmp_path / "kept")
+    monkeypatch.undo()
+    state = json.loads((tmp_path / "kept" / "progress.json").read_text())
+    assert state["frame"] * shape[-2] + state["rows"] > 0
+    found = _done(predictor, case, tmp_path / "second", tmp_path / "kept")
+    assert found["status"] == "done" and 0 < found["windows"] < usual["windows"]
+    assert found["notes"] == ["went on where an earlier start was interrupted"]
+    masks = [tifffile.imread(tmp_path / place / "slide.tif") for place in ("usual", "second")]
+    assert np.array_equal(*masks)
+    assert _done(predictor, case, tmp_path / "third", tmp_path / "kept", sha256="b")["windows"] == usual["windows"]
+
+
+def test_memory_does_not_grow_with_the_length_of_an_image(tiny_bundle, tmp_path: Path) -> None:
+    model = tiny_bundle(dims=2, sampling__patch_voxels=[64, 64], inference__overlap=0.1)
+    predictor = Predictor([load_bundle(model)], "cpu")
+    peaks = []
+    for length in (1024, 6144):
+        case = _case(tmp_path / f"in{length}", picture((length, 256))[0], "YX", tile=(32, 256))
+        kept = tmp_path / f"kept{length}"
+        peaks.append(peak_bytes(lambda: _done(predictor, case, tmp_path / f"out{length}", kept)))  # noqa: B023
+    assert peaks[1] < peaks[0] + 0.5 * 5120 * 256, peaks  # a byte for each pixel would be twice as much
+
+
+def test_what_is_large(tmp_path: Path, predictor) -> None:
+    case = _case(tmp_path / "in", picture((160, 96))[0], "YX")
+    size = CaseSize.of(case)
+    assert size.image_bytes == 3 * 160 * 96
+    assert not size.is_large(None, 10**6) and size.is_large(None, 10**5)
+    assert size.is_large(0.00001, 10**9) and not size.is_large(1.0, 10**9)
+    config = predictor._models[0].bundle.config
+    usual = held_bytes(size, config)
+    there = held_bytes(CaseSize(size.geometry, 1, 2, on_disk=True), config)
+    assert (usual.mask, there.mask) == (160 * 96, 0)
+    assert there.windows == usual.windows

@@ -1,0 +1,105 @@
+"""Images larger than memory: read in the order of their file, labelled in files, gone on with after an interruption.
+
+What is done of a case lies in a folder of its own: labels (and maps of objects) as files that are mapped, and how many
+rows of which frame are final. It is of use for the same input alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_med.inference.predictor import RowProgress
+from unet_med.io.atomic import remove, write_json
+from unet_med.io.cases import Case
+from unet_med.io.mapped import let_go, store
+from unet_med.volume import LazyArray
+
+_STATE = "progress.json"
+_ALL = 2**62
+_PREVIEW_SIDE = 2048
+_ROWS = 512
+REGION_KINDS = frozenset({"tiff", "zarr", "czi", "nd2", "lif"})
+"""Kinds of images of which a region can be read without the rest."""
+
+
+def reads_regions(case: Case) -> bool:
+    """Whether all images of a case can be read region by region: none must be brought to the grid of another."""
+    grid = case.geometry
+    return all(
+        source.kind in REGION_KINDS and source.geometry is not None and source.geometry.shape == grid.shape
+        for source in case.sources
+    )
+
+
+class KeptWork:
+    """What is done of a large case.
+
+    Args:
+        folder: Where it lies; made, or emptied where it belongs to another input.
+        input_sha256: Of the files of the case.
+
+    Attributes:
+        folder: Where it lies.
+    """
+
+    def __init__(self, folder: Path, input_sha256: str) -> None:
+        self.folder = folder
+        self._input = input_sha256
+        self._frame, self._rows = self._read()
+        if not self._frame and not self._rows:
+            remove(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def progress(self, position: int, labels: npt.NDArray[Any]) -> RowProgress:
+        """Returns how far a frame has come; it is recorded when there is more.
+
+        Args:
+            position: Of the frame among those of the case.
+            labels: Where its labels are written; brought to the disk before a record says that they are there.
+        """
+        done = _ALL if position < self._frame else self._rows if position == self._frame else 0
+
+        def tell(rows: int) -> None:
+            store(labels)
+            let_go(labels)
+            content = {"input_sha256": self._input, "frame": position, "rows": rows}
+            write_json(self.folder / _STATE, content, "the progress of a large image")
+
+        return RowProgress(done, tell)
+
+    def _read(self) -> tuple[int, int]:
+        """Returns the frame that was in work and how many of its rows are final."""
+        try:
+            state = json.loads((self.folder / _STATE).read_text(encoding="utf-8"))
+            if state["input_sha256"] == self._input:
+                return int(state["frame"]), int(state["rows"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return 0, 0
+
+
+def thinned(image: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
+    """Returns every n-th voxel along each of the last axes, as many as a preview shows; a view of an array in memory.
+
+    Args:
+        image: (C, *s) or (*s), perhaps not in memory.
+        shape: *s.
+    """
+    step = -(-max(shape) // _PREVIEW_SIDE)
+    index: tuple[Any, ...] = (..., *(slice(None, None, step) for _ in shape))
+    lazy: object = image
+    if not isinstance(lazy, LazyArray):
+        return np.asarray(image[index])
+    axis = 1 + lazy.slowest
+    rows = step * max(1, _ROWS // step)
+    bands = [
+        np.asarray(lazy[(slice(None),) * axis + (slice(start, start + rows),)])[index]
+        for start in range(0, lazy.shape[axis], rows)
+    ]
+    return np.concatenate(bands, axis=axis)
