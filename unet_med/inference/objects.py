@@ -1,0 +1,183 @@
+"""Objects of an image: maps are predicted into a store, objects are cut out of it and compared with true ones.
+
+The stores are kept, so that other thresholds can be tried without a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_med.data import read_target
+from unet_med.inference.maps_store import MapStore
+from unet_med.inference.predictor import Prediction, Predictor
+from unet_med.instances.decode import Objects
+from unet_med.instances.maps import ObjectMaps
+from unet_med.io.atomic import whole_file
+from unet_med.labels import LabelMap
+from unet_med.manifest import ManifestCase
+from unet_med.metrics import case_metrics, match_objects
+from unet_med.volume import Volume
+
+IntArray = npt.NDArray[np.integer[Any]]
+BoolArray = npt.NDArray[np.bool_]
+
+MAPS = "maps"
+"""Folder of a run or an output folder that holds the maps of its cases."""
+_STORE = ".zarr"
+_TRUTH = ".npz"
+_MOST_VOXELS = 2**24
+"""Of a larger image the middle is enough to choose thresholds."""
+
+
+def predict_maps(predictor: Predictor, volume: Volume, path: Path) -> tuple[Prediction, MapStore]:
+    """Predicts what objects are cut out of.
+
+    Args:
+        predictor: Of a model of objects.
+        volume: (C, I, J[, K]).
+        path: Where the maps go, a folder; replaced.
+
+    Returns:
+        What was predicted, with the class of each voxel in place of labels; the maps.
+    """
+    store = MapStore.create(path, predictor.labels.outputs, volume.geometry.shape)
+    return predictor.predict(volume, maps=store), store
+
+
+def class_map(objects: Objects, labels: LabelMap) -> npt.NDArray[np.uint8 | np.uint16]:
+    """Returns the class of the object that each voxel belongs to, (I, J[, K])."""
+    table = np.zeros(len(objects) + 1, dtype=labels.dtype)
+    table[1:] = objects.classes
+    found: npt.NDArray[np.uint8 | np.uint16] = table[objects.labels]
+    return found
+
+
+def compare_objects(found: IntArray, truth: IntArray, unknown: BoolArray | None = None) -> dict[str, Any]:
+    """Matches objects with true ones, see :func:`unet_med.metrics.match_objects`.
+
+    Args:
+        found: Numbers of objects that were found, 0 for background.
+        truth: Numbers of true objects.
+        unknown: Where nobody labelled: objects that lie mostly there are left out, and what others have of it.
+    """
+    if unknown is None or not unknown.any():
+        return match_objects(found, truth)
+    inside = np.bincount(found[~unknown], minlength=int(found.max(initial=0)) + 1)
+    outside = np.bincount(found[unknown], minlength=len(inside))
+    kept = inside >= outside
+    kept[0] = False
+    return match_objects(np.where(unknown | ~kept[found], 0, found), np.where(unknown, 0, truth))
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What is true of a case.
+
+    Attributes:
+        objects: (I, J[, K]) numbers of objects, 0 for background.
+        unknown: Where nobody labelled; ``None``: all was labelled.
+        classes: (I, J[, K]) the class of each voxel, with ``LabelMap.ignored`` where nobody labelled.
+        spacing_mm: Size of a voxel; ``None``: not known.
+    """
+
+    objects: IntArray
+    unknown: BoolArray | None
+    classes: IntArray
+    spacing_mm: tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, case: ManifestCase, labels: LabelMap, frame: int | None = None) -> Truth:
+        """Reads what is true of a case of a manifest."""
+        stored = case.case.read_label(frame)
+        unknown = None if labels.ignored is None else stored == labels.ignored
+        objects = stored if unknown is None else np.where(unknown, 0, stored)
+        return cls(objects, unknown, read_target(case, labels, stored), case.case.geometry.spacing_mm)
+
+
+def score_objects(found: Objects, truth: Truth, labels: LabelMap) -> dict[str, Any]:
+    """Compares objects with true ones.
+
+    Returns:
+        ``labels``, the scores of the classes of voxels (:func:`unet_med.metrics.case_metrics`), and ``instance``, the
+        matched objects (:func:`unet_med.metrics.match_objects`).
+    """
+    return {
+        "labels": dict(case_metrics(class_map(found, labels), truth.classes, truth.spacing_mm, labels)),
+        "instance": compare_objects(found.labels, truth.objects, truth.unknown),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class KnownMaps:
+    """The maps of a case whose objects are known.
+
+    Attributes:
+        name: Of the case.
+        maps: What was predicted, by a model that had not seen it.
+        truth: What is true.
+    """
+
+    name: str
+    maps: MapStore
+    truth: Truth
+
+    def middle(self) -> tuple[ObjectMaps, IntArray, BoolArray | None]:
+        """Returns maps, true objects and where nobody labelled; of a large image its middle."""
+        objects, unknown = self.truth.objects, self.truth.unknown
+        share = min(1.0, _MOST_VOXELS / max(1, objects.size)) ** (1 / objects.ndim)
+        sides = [max(1, int(size * share)) for size in objects.shape]
+        part = tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(objects.shape, sides, strict=True))
+        return self.maps.read(part), objects[part], None if unknown is None else unknown[part]
+
+
+class MapArchive:
+    """Maps and true objects of cases in a folder.
+
+    Args:
+        folder: Where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def store(self, name: str) -> Path:
+        """Returns where the maps of a case lie."""
+        return self.folder / f"{name}{_STORE}"
+
+    def keep_truth(self, name: str, truth: Truth) -> None:
+        """Keeps what is true of a case.
+
+        Raises:
+            MachineError: The disk is full.
+        """
+        content = {"objects": truth.objects, "classes": truth.classes, "spacing_mm": np.array(truth.spacing_mm or ())}
+        if truth.unknown is not None:
+            content["unknown"] = truth.unknown
+        with whole_file(self.folder / f"{name}{_TRUTH}", "the true objects of held-out cases") as part:
+            np.savez_compressed(part, **content)  # type: ignore[arg-type]
+
+    def names(self) -> list[str]:
+        """Returns the names of the cases whose maps and objects are there, in order."""
+        names = {path.name.removesuffix(_TRUTH) for path in self.folder.glob(f"[!.]*{_TRUTH}")}
+        return sorted(name for name in names if self.store(name).is_dir())
+
+    def read(self, name: str) -> KnownMaps:
+        """Returns one of them.
+
+        Raises:
+            InputRefusedError: when its maps are damaged.
+        """
+        with np.load(self.folder / f"{name}{_TRUTH}", allow_pickle=False) as kept:
+            unknown = kept["unknown"] if "unknown" in kept.files else None
+            spacing = tuple(kept["spacing_mm"].tolist()) or None
+            truth = Truth(kept["objects"], unknown, kept["classes"], spacing)
+        return KnownMaps(name, MapStore.open(self.store(name)), truth)
+
+    def __iter__(self) -> Iterator[KnownMaps]:
+        return (self.read(name) for name in self.names())
