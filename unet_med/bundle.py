@@ -271,6 +271,29 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def change_bundle(folder: Path, changes: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
+    """Writes a bundle, or an ensemble, anew with other settings and the same weights.
+
+    Args:
+        folder: The bundle.
+        changes: Dotted keys of the pipeline and their values, none that the weights depend on.
+        meta: Replaces entries of where the model comes from.
+
+    Returns:
+        The sha256 of the bundle.
+
+    Raises:
+        ConfigError: for a key that does not exist or a value that it cannot have.
+        ModelError: when the bundle is damaged.
+        MachineError: when the disk is full.
+    """
+    info = read_bundle_info(folder)
+    config, told = info.config.replacing(changes), {**info.meta, **meta}
+    if info.members:
+        return save_ensemble(info.folder, {one.folder.name: one.folder for one in info.members}, config, told)
+    return save_bundle(info.folder, config, _load(info).state, told, [one.folder for one in info.low])
+
+
 def load_bundle(model: str | Path) -> Bundle:
     """Loads a model that is no ensemble, and verifies it.
 
@@ -294,14 +317,15 @@ def load_bundle(model: str | Path) -> Bundle:
 def load_bundles(model: str | Path) -> tuple[Bundle, ...]:
     """Loads all networks of a model: one, or the members of an ensemble.
 
-    Members have the labels and the post-processing of the ensemble, and in ``meta`` what it says beside their own.
+    Members have the labels, the post-processing and the thresholds of objects of the ensemble, and in ``meta`` what it
+    says beside their own.
 
     Args and errors as :func:`load_bundle`, ensembles aside.
     """
     info = read_bundle_info(model)
     if not info.members:
         return (_load(info),)
-    shared = {"postprocess": info.config.postprocess}
+    shared = {"postprocess": info.config.postprocess, "instances": info.config.instances}
     return tuple(
         replace(
             _load(member),
@@ -383,7 +407,8 @@ def labels_of(config: PipelineConfig) -> LabelMap:
     values = config.label_values
     if config.labels == "auto" or values is None:
         raise ConfigError("the labels are not resolved", "labels", "resolve the pipeline with `unet-med plan`")
-    return dressed(LabelMap.from_names(values, config.regions, config.ignore_label), config.labels)
+    objects = config.task == "instance"
+    return dressed(LabelMap.from_names(values, config.regions, config.ignore_label, objects=objects), config.labels)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

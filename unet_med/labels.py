@@ -28,6 +28,9 @@ _SHORT_SIDES = {"l": "left", "lt": "left", "r": "right", "rt": "right"}
 _BLOCK_VOXELS = 2**18
 """Voxels that are labelled at once: what a pass over the outputs holds of them stays in the processor's cache."""
 
+OBJECT_OUTPUTS = ("border", "distance")
+"""Outputs of a network for objects after those of its classes: one sigmoid each."""
+
 _SMALL_WORDS = frozenset({"of", "the"})
 
 
@@ -82,11 +85,14 @@ class LabelMap:
         regions: Overlapping regions ``(name, label indices)``, outermost first; empty for exclusive labels. The
             network then has one sigmoid output for each region instead of softmax over labels.
         ignored: Value of voxels that nobody labelled, in true labels only; ``None``: there are none.
+        objects: Whether the labels are classes of objects that are told apart; the network then has the outputs
+            :data:`OBJECT_OUTPUTS`, too.
     """
 
     labels: tuple[Label, ...]
     regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
     ignored: int | None = None
+    objects: bool = False
 
     @classmethod
     def from_names(
@@ -94,6 +100,8 @@ class LabelMap:
         names: Mapping[str, int],
         regions: Mapping[str, Sequence[int]] | None = None,
         ignored: int | None = None,
+        *,
+        objects: bool = False,
     ) -> LabelMap:
         """Builds the map from ``{"background": 0, "anterior": 1, ...}``; indices must be 0, 1, 2, ... without gap."""
         foreground = sorted((index, name) for name, index in names.items() if index != 0)
@@ -117,10 +125,15 @@ class LabelMap:
                     "regions",
                     f"use label values out of {sorted(known)}",
                 )
+        if objects and regions:
+            raise ConfigError(
+                "classes of objects cannot overlap", "regions", "leave regions out, or set task to semantic"
+            )
         return cls(
             tuple(Label(index, name, label_colour(index)) for index, name in foreground),
             tuple((name, tuple(members)) for name, members in (regions or {}).items()),
             ignored,
+            objects,
         )
 
     def with_known_codes(self) -> LabelMap:
@@ -134,8 +147,19 @@ class LabelMap:
 
     @property
     def outputs(self) -> int:
-        """Channels of the network's output: background and labels (softmax), or one for each region (sigmoid)."""
+        """Channels of the network's output: those of the classes, and of objects."""
+        return self.class_outputs + (len(OBJECT_OUTPUTS) if self.objects else 0)
+
+    @property
+    def class_outputs(self) -> int:
+        """Outputs for background and labels (softmax), or one for each region (sigmoid)."""
         return len(self.regions) or len(self.labels) + 1
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What each output stands for: background and labels, or regions; then what is known of objects."""
+        classes = tuple(name for name, _ in self.regions) or ("background", *self.names)
+        return classes + (tuple(f"{name} of objects" for name in OBJECT_OUTPUTS) if self.objects else ())
 
     def region_values(self) -> tuple[int, ...]:
         """Returns for each region the label written where it is the innermost one.
@@ -166,7 +190,8 @@ class LabelMap:
     ) -> npt.NDArray[Any]:
         """Turns logits into labels: arg max (the first of equal ones), or regions painted from outside inwards.
 
-        Beside ``logits`` it holds one byte for each voxel, four above 255 labels.
+        Of objects the class of each voxel is told, not which object it belongs to. Beside ``logits`` it holds one byte
+        for each voxel, four above 255 labels.
 
         Args:
             logits: (outputs, ...), finite, on any device.
@@ -177,7 +202,7 @@ class LabelMap:
         """
         import torch  # reading labels needs none of it
 
-        logits = torch.as_tensor(logits)
+        logits = torch.as_tensor(logits)[: self.class_outputs]
         number = torch.uint8 if len(self.labels) < 256 else torch.int32
         found = torch.zeros(logits.shape[1:], dtype=number, device=logits.device)
         block = _BLOCK_VOXELS if logits.device.type == "cpu" else max(1, found.numel())

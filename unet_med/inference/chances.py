@@ -16,7 +16,7 @@ def label_chances(logits: Tensor, label_map: LabelMap) -> npt.NDArray[np.float32
     A region's own label is what is left of the region outside of all regions that are painted over it.
     """
     if not label_map.regions:
-        return torch.softmax(logits, dim=0)[1:].cpu().numpy()
+        return torch.softmax(logits[: label_map.class_outputs], dim=0)[1:].cpu().numpy()
     found = np.zeros((len(label_map.labels), *logits.shape[1:]), dtype=np.float32)
     places = {label.index: place for place, label in enumerate(label_map.labels)}
     outside = torch.ones(logits.shape[1:], device=logits.device)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from unet_med.labels import OBJECT_OUTPUTS
+
 if TYPE_CHECKING:
     import torch
 
 FloatMap = npt.NDArray[np.float32]
 
-EXTRA_OUTPUTS = 2
-"""Outputs of a network for objects beside its classes: border and distance, in this order after them."""
-
+_EXTRA = len(OBJECT_OUTPUTS)
 _STEPS = 255
 
 
@@ -42,7 +42,7 @@ class ObjectMaps:
     @property
     def channels(self) -> int:
         """Rows of :meth:`stored`: background, classes, border, distance."""
-        return len(self.classes) + EXTRA_OUTPUTS
+        return len(self.classes) + _EXTRA
 
     @classmethod
     def from_logits(cls, logits: torch.Tensor | npt.NDArray[np.floating[Any]]) -> ObjectMaps:
@@ -54,14 +54,14 @@ class ObjectMaps:
         import torch  # cutting out stored maps needs none of it
 
         values = torch.as_tensor(logits).float()
-        classes, extra = values[:-EXTRA_OUTPUTS].softmax(0), values[-EXTRA_OUTPUTS:].sigmoid()
+        classes, extra = values[:-_EXTRA].softmax(0), values[-_EXTRA:].sigmoid()
         return cls(classes.cpu().numpy(), extra[0].cpu().numpy(), extra[1].cpu().numpy())
 
     @classmethod
     def from_stored(cls, stored: npt.NDArray[np.uint8]) -> ObjectMaps:
         """Makes maps from what :meth:`stored` returned; no value is off by more than half a step of 1/255."""
         values = stored.astype(np.float32) / np.float32(_STEPS)
-        return cls(values[:-EXTRA_OUTPUTS], values[-2], values[-1])
+        return cls(values[:-_EXTRA], values[-2], values[-1])
 
     def stored(self) -> npt.NDArray[np.uint8]:
         """Returns all maps in 255 steps, (channels, *shape) uint8."""

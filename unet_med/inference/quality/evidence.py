@@ -193,7 +193,7 @@ def _chances(logits: Tensor, values: Labels, labels: LabelMap) -> tuple[_Floats,
         voxel is what it was labelled.
     """
     if not labels.regions:
-        mass, likely = _softmax_sums(logits)
+        mass, likely = _softmax_sums(logits[: labels.class_outputs])
         inside = np.bincount(values.ravel(), likely.ravel(), minlength=len(mass)).astype(np.float64)
         return mass[1:], inside[1:], np.asarray(1.0 - likely)
     regions = logits.sigmoid().cpu().numpy()
