@@ -495,6 +495,34 @@ def score(
 
 
 @_command
+def track(
+    masks: Annotated[Path, typer.Argument(metavar="MASKS", exists=True, help="Label images of objects, in time.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="INPUT", exists=True, help="Draw the tracks on these images.")
+    ] = None,
+    max_move: Annotated[
+        float, typer.Option("--max-move", metavar="D", min=0.01, help="Largest move to the next frame, in diameters.")
+    ] = 1.0,
+    max_gap: Annotated[
+        int, typer.Option("--max-gap", metavar="N", min=0, help="Most frames in which an object may be missing.")
+    ] = 2,
+    no_divisions: Annotated[bool, typer.Option("--no-divisions", help="Objects do not divide.")] = False,
+    series: SeriesOption = [],
+    axes: AxesOption = None,
+    pixel_size: PixelSizeOption = None,
+    overwrite: OverwriteOption = False,
+) -> Outcome:
+    """Follow objects through time: divisions, gaps, entering, leaving."""
+    intake = _intake(series, axes, pixel_size, [], False, False, False)
+    from unet_med.instances.linking import LinkSettings
+    from unet_med.workflows.track import track as workflow
+
+    settings = LinkSettings(max_move=max_move, max_gap=max_gap, divisions=not no_divisions)
+    return workflow(masks, out, images, settings, intake, overwrite)
+
+
+@_command
 def run(
     pipeline: PipelineArgument,
     folder: FolderArgument,

@@ -28,6 +28,7 @@ SURFACE = {
     "predict": "model input_ out --also --format --seg-type --labels --deidentify --tta --device --memory-gb --part "
     f"{INTAKE} --overwrite",
     "score": "predictions references --task --tolerance-mm --ignore-label",
+    "track": "masks out --images --max-move --max-gap --no-divisions --series --axes --pixel-size --overwrite",
     "run": f"pipeline folder --out --max-minutes --device --set --format {INTAKE} --overwrite",
     "demo": "kind --out --max-minutes --overwrite",
     "doctor": "target input_",
