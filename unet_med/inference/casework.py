@@ -21,7 +21,7 @@ from unet_med.data import read_target
 from unet_med.errors import InputRefusedError, MachineError, ModelError, UnetMedError
 from unet_med.geometry import Geometry
 from unet_med.inference.estimate import CaseSize
-from unet_med.inference.large import KeptWork, reads_regions, thinned
+from unet_med.inference.large import KeptWork, thinned
 from unet_med.inference.peak import PeakMeter
 from unet_med.inference.predictor import Prediction, Predictor, is_out_of_memory
 from unet_med.inference.quality.assessment import Assessment
@@ -90,7 +90,7 @@ class CaseWork:
         self._meter = meter or PeakMeter()
         self._check_memory = check_memory
         self._size = CaseSize.of(job.case)
-        if is_large is not None and job.kept is not None and reads_regions(job.case) and is_large(self._size):
+        if is_large is not None and job.kept is not None and job.case.reads_regions and is_large(self._size):
             self._size = replace(self._size, on_disk=True)
         self._kept: KeptWork | None = None
         self._span = 0

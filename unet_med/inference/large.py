@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from unet_med.inference.predictor import RowProgress
 from unet_med.io.atomic import remove, write_json
-from unet_med.io.cases import Case
 from unet_med.io.mapped import let_go, store
 from unet_med.volume import LazyArray
 
@@ -24,17 +23,6 @@ _STATE = "progress.json"
 _ALL = 2**62
 _PREVIEW_SIDE = 2048
 _ROWS = 512
-REGION_KINDS = frozenset({"tiff", "zarr", "czi", "nd2", "lif"})
-"""Kinds of images of which a region can be read without the rest."""
-
-
-def reads_regions(case: Case) -> bool:
-    """Whether all images of a case can be read region by region: none must be brought to the grid of another."""
-    grid = case.geometry
-    return all(
-        source.kind in REGION_KINDS and source.geometry is not None and source.geometry.shape == grid.shape
-        for source in case.sources
-    )
 
 
 class KeptWork:

@@ -32,6 +32,8 @@ _EXACT_BYTES = 2
 
 _IDENTITY_VOXELS = 0.01
 _WHOLE_NUMBER = 1e-3
+_REGION_KINDS = ("tiff", "zarr", "czi", "nd2", "lif")
+"""Kinds whose files are read region by region."""
 _PLACED_KINDS = ("dicom", "dicom-seg", "nifti", "nrrd", "mha")
 """Kinds whose files say where in space they lie; pictures and TIFF stacks have at most a pixel size."""
 
@@ -89,6 +91,13 @@ class Case:
     def frames(self) -> tuple[int, ...]:
         """The frames that can be read."""
         return tuple(range(self.sources[0].frames)) if self.frame is None else (self.frame,)
+
+    @property
+    def reads_regions(self) -> bool:
+        """Whether regions can be read without the rest: none of its images must be brought to the grid of another."""
+        return all(
+            source.kind in _REGION_KINDS and _nearly_same(source.geometry, self.geometry) for source in self.sources
+        )
 
     def open(self) -> OpenCase:
         """Returns the case with its files opened once, for several reads.

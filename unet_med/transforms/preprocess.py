@@ -19,6 +19,7 @@ import torch
 from unet_med.config import ChannelNormalisation, PipelineConfig, Preprocess
 from unet_med.errors import ConfigError, InputRefusedError, ModelError
 from unet_med.geometry import Geometry, reorient
+from unet_med.io.mapped import let_go
 from unet_med.transforms.intensity import Intensity, filled, measure, nonzero_box
 from unet_med.transforms.prior import Prior
 from unet_med.transforms.resample import GridChange, Order, Scratch, resample_labels
@@ -28,6 +29,7 @@ ANISOTROPY_RATIO = 3.0
 """Above this ratio of spacings the coarse axis is resampled separately, by the nearest slice."""
 
 _RANGE_ROWS = 16
+_COPIED_ROWS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,11 @@ class Prepared:
         return self.order.index(image.slowest) if isinstance(image, LazyArray) else None
 
     @property
+    def intensities(self) -> tuple[Intensity, ...]:
+        """How each channel is normalised."""
+        return self._intensities
+
+    @property
     def array(self) -> npt.NDArray[np.float32]:
         """All of the image: (C, I, J[, K]) float32, computed anew at every access."""
         whole = np.empty((len(self._intensities), *self.geometry.shape), dtype=np.float32)
@@ -92,6 +99,14 @@ class Prepared:
             rows = self._normalised(0, *self._change.support(0, start, stop))
             self._within_range(self._change.slab(rows, 0, start, stop, place, scratch), 0, start, stop)
         return whole
+
+    def copy_to(self, out: npt.NDArray[np.float32]) -> None:
+        """Writes all of the image into ``out``, (C, I, J[, K]), part by part in the order in which it is read."""
+        axis = self.slowest or 0
+        for start in range(0, self.geometry.shape[axis], _COPIED_ROWS):
+            stop = min(start + _COPIED_ROWS, self.geometry.shape[axis])
+            out[(slice(None),) * (axis + 1) + (slice(start, stop),)] = self.slab(axis, start, stop).numpy()
+            let_go(out)
 
     def _normalised(self, axis: int, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
         """The rows [start, stop) of the kept image along an axis, (C, *s)."""
