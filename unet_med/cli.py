@@ -265,6 +265,16 @@ def manifest(
             help='Name the labels: "1=liver,2=kidney". Segments in DICOM: "1=liver,1=Leber,0=couch"; 0 leaves out.',
         ),
     ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            "--classes", metavar="CSV", exists=True, dir_okay=False, help="Class of each object: id, object, class."
+        ),
+    ] = None,
+    ignore_label: Annotated[
+        int | None,
+        typer.Option("--ignore-label", metavar="VALUE", min=1, max=65535, help="Value where nobody labelled."),
+    ] = None,
     nnunet: Annotated[
         Path | None,
         typer.Option("--nnunet", metavar="DIR", help="Also write the data set as nnU-Net's raw layout here."),
@@ -291,6 +301,8 @@ def manifest(
         task=task,
         label_values=label_values,
         label_names=label_names,
+        classes=classes,
+        ignore_label=ignore_label,
         nnunet=nnunet,
         intake=intake,
     )

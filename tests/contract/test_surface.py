@@ -18,8 +18,8 @@ INTAKE = "--allow-gaps --axes --channel --pixel-size --resample-slices --series 
 SURFACE = {
     "scan": f"folder --html {INTAKE}",
     "convert": f"folder out {INTAKE} --overwrite",
-    "manifest": f"folder --out --images --labels --folds --group-by --task --label-values --label-names --nnunet "
-    f"{INTAKE}",
+    "manifest": f"folder --out --images --labels --folds --group-by --task --label-values --label-names --classes "
+    f"--ignore-label --nnunet {INTAKE}",
     "check": "data --fix --html --pictures",
     "plan": "pipeline --data --memory-gb --device --explain --set",
     "plan-diff": "plan_a plan_b",

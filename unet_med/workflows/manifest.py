@@ -28,6 +28,8 @@ def make_manifest(
     task: Literal["semantic", "instance"] | None = None,
     label_values: str | None = None,
     label_names: str | None = None,
+    classes: Path | None = None,
+    ignore_label: int | None = None,
     nnunet: Path | None = None,
     intake: IntakeOptions = IntakeOptions(),  # noqa: B008
 ) -> Outcome:
@@ -46,6 +48,8 @@ def make_manifest(
         task: What label values mean; ``None`` to look at them.
         label_values: ``"255=1"``: how stored values are to be read.
         label_names: ``"1=liver,2=tumour"``; see :class:`unet_med.manifest.BuildOptions`.
+        classes: A CSV file that names the class of each object: columns ``id``, ``object`` and ``class``.
+        ignore_label: Value of voxels that nobody labelled.
         nnunet: Also write the set in nnU-Net's raw layout into this new folder.
         intake: How images are read.
 
@@ -53,7 +57,17 @@ def make_manifest(
         NothingUsableError: if no image is paired with a label.
         UsageError: if a pattern, table or option makes no sense.
     """
-    options = BuildOptions(images, labels, folds, group_by, task, label_values, label_names)
+    options = BuildOptions(
+        images,
+        labels,
+        folds,
+        group_by,
+        task,
+        label_values,
+        label_names,
+        classes=classes,
+        ignore_label=ignore_label,
+    )
     found = discover(folder, intake, track)
     report = build_manifest(folder, found, options, safe_name(stem_of(out)), track)
     written = save_manifest(report.manifest, out)
