@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import numpy.typing as npt
 from unet_med.config import PipelineConfig
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError
 from unet_med.identity import case_tag
+from unet_med.io.cases import Case
 from unet_med.labels import LabelMap
 from unet_med.losses import border_weight_map
 from unet_med.manifest import ManifestCase
-from unet_med.transforms.preprocess import Preprocessor
+from unet_med.transforms.preprocess import Prepared, Preprocessor
+from unet_med.volume import Volume, lazily
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,10 @@ Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 _FOREGROUND_VOXELS = 5000
 """Positions remembered for each label and case, to centre patches on."""
+_SLAB_VOXELS = 2**22
+"""Voxels of a label that are looked at together."""
+_LARGE_BYTES = 2**30
+"""Images of more bytes are not read as a whole, where their files allow that."""
 ANNOTATED = -1
 """Stands in the place of a label for any voxel that somebody labelled, as background or otherwise."""
 
@@ -141,7 +148,7 @@ def _prepare_case(
     if not (folder / "done.json").exists():
         stored = case.case.read_label()
         target = read_target(case, labels, stored)
-        prepared = preprocessor.prepare(case.case.read())
+        prepared = preprocessor.prepare(_volume(case.case))
         label = preprocessor.prepare_label(target, prepared)
         weight = None
         if config.loss.kind == "border_cross_entropy":
@@ -150,10 +157,20 @@ def _prepare_case(
                 objects = objects * (objects != labels.ignored)
             weight = border_weight_map(objects, config.loss.border_w0, config.loss.border_sigma_voxels)
         spacing = prepared.geometry.spacing_mm
-        write_case(folder, prepared.array, label, weight, spacing, labels.ignored)
+        image = prepared.array if prepared.slowest is None else prepared
+        write_case(folder, image, label, weight, spacing, labels.ignored)
     meta = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     spacing_mm = None if meta["spacing_mm"] is None else tuple(meta["spacing_mm"])
     return CachedCase(case.id, folder, tuple(meta["shape"]), spacing_mm)
+
+
+def _volume(case: Case) -> Volume:
+    """Returns the image of a case; a large one is not in memory, where its files can be read region by region."""
+    opened = case.open()
+    size = prod(case.geometry.shape) * sum(one.channels * np.dtype(one.dtype).itemsize for one in case.sources)
+    if size < _LARGE_BYTES or not case.reads_regions or len(case.frames) > 1:
+        return case.read()
+    return lazily(opened, case.frames[0])
 
 
 def read_target(
@@ -186,7 +203,7 @@ def read_target(
 
 def write_case(
     folder: Path,
-    image: npt.NDArray[np.float32],
+    image: npt.NDArray[np.float32] | Prepared,
     label: npt.NDArray[np.integer[Any]],
     weight: npt.NDArray[np.float32] | None,
     spacing: tuple[float, ...] | None,
@@ -196,7 +213,7 @@ def write_case(
 
     Args:
         folder: Where :class:`CachedCase` will find it.
-        image: (C, *s) float32, normalised.
+        image: (C, *s) float32, normalised; or what it is read from, part by part.
         label: (*s) integers.
         weight: (*s) float32 or ``None``.
         spacing: mm along each axis, or ``None``.
@@ -209,7 +226,7 @@ def write_case(
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        np.save(part / "image.npy", image)
+        _save_image(part / "image.npy", image)
         np.save(part / "label.npy", label)
         positions = _positions(label, ignored)
         np.save(part / "foreground.npy", positions)
@@ -228,14 +245,39 @@ def write_case(
         ) from error
 
 
+def _save_image(path: Path, image: npt.NDArray[np.float32] | Prepared) -> None:
+    if isinstance(image, np.ndarray):
+        np.save(path, image)
+        return
+    shape = (len(image.intensities), *image.geometry.shape)  # rows that are read together lie together
+    image.copy_to(np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape, fortran_order=True))
+
+
 def _positions(label: npt.NDArray[np.integer[Any]], ignored: int | None) -> npt.NDArray[np.int32]:
     """Returns what :meth:`CachedCase.foreground` does: up to 5000 evenly chosen positions of each label."""
-    values = [int(value) for value in np.unique(label) if value not in (0, ignored)]
+    planes = max(1, _SLAB_VOXELS // max(1, prod(label.shape[1:])))
+    slabs = [label[start : start + planes] for start in range(0, len(label), planes)]
+    found = sorted({int(value) for slab in slabs for value in np.unique(slab)} - {0, ignored})
     rows = [np.zeros((0, 1 + label.ndim), dtype=np.int32)]
-    for value in values if ignored is None else [*values, ANNOTATED]:
-        flat = np.flatnonzero(label != ignored if value == ANNOTATED else label == value)
-        if len(flat) > _FOREGROUND_VOXELS:
-            flat = np.random.default_rng(abs(value)).choice(flat, _FOREGROUND_VOXELS, replace=False)
-        positions = np.stack(np.unravel_index(np.sort(flat), label.shape), axis=1).astype(np.int32)
+    for value in found if ignored is None else [*found, ANNOTATED]:
+        positions = np.stack(np.unravel_index(_chosen(slabs, value, ignored), label.shape), axis=1).astype(np.int32)
         rows.append(np.hstack([np.full((len(positions), 1), value, dtype=np.int32), positions]))
     return np.concatenate(rows)
+
+
+def _chosen(slabs: Sequence[npt.NDArray[np.integer[Any]]], value: int, ignored: int | None) -> npt.NDArray[np.int64]:
+    """Returns the flat indices of some voxels of a value, in order: all of them where there are few."""
+
+    def holds(slab: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+        return np.asarray(slab != ignored if value == ANNOTATED else slab == value)
+
+    counts = [int(np.count_nonzero(holds(slab))) for slab in slabs]
+    wanted = np.arange(sum(counts))
+    if len(wanted) > _FOREGROUND_VOXELS:
+        wanted = np.sort(np.random.default_rng(abs(value)).choice(len(wanted), _FOREGROUND_VOXELS, replace=False))
+    chosen, seen, first = [np.zeros(0, dtype=np.int64)], 0, 0
+    for slab, count in zip(slabs, counts, strict=True):
+        own = wanted[(wanted >= seen) & (wanted < seen + count)] - seen
+        chosen.append(np.flatnonzero(holds(slab))[own] + first if len(own) else own)
+        seen, first = seen + count, first + slab.size
+    return np.concatenate(chosen)
