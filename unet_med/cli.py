@@ -676,6 +676,47 @@ def match(
     )
 
 
+def _whole_numbers(text: str | None) -> tuple[int, ...]:
+    parts = text.split(",") if text else []
+    if not all(part.strip().isdecimal() for part in parts):
+        raise typer.BadParameter("give whole numbers, for example 12,36,96")
+    return tuple(int(part) for part in parts)
+
+
+@_command
+def learning_curve(
+    pipeline: PipelineArgument,
+    data: DataOption,
+    out: OutOption,
+    sizes: Annotated[
+        Any,
+        typer.Option(
+            "--sizes",
+            metavar="N,...",
+            parser=_whole_numbers,
+            help="Numbers of training images; default: 1/8, 1/4, 1/2 and all.",
+        ),
+    ] = (),
+    fold: Annotated[int, typer.Option("--fold", min=0, metavar="N", help="The fold held out.")] = 0,
+    max_minutes: MinutesOption = None,
+    device: DeviceOption = "auto",
+    set_: SetOption = [],
+) -> Outcome:
+    """Train on more and more of the images, and say whether more would help."""
+    from unet_med.workflows.learning_curve import learning_curve as workflow
+
+    return workflow(
+        pipeline,
+        data,
+        out,
+        sizes,
+        fold=fold,
+        max_minutes=max_minutes,
+        device=device,
+        overrides=set_,
+    )
+
+
 @_command
 def ui(
     store: Annotated[

@@ -71,7 +71,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
     one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     difference = other - one
     difference[np.abs(difference) < _EQUAL] = 0.0
-    low, high = _interval(difference, seed)
+    low, high = mean_interval(difference.tolist(), seed)
     return PairedDifference(
         cases=len(difference),
         first=float(one.mean()),
@@ -86,14 +86,19 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
     )
 
 
-def _interval(difference: FloatArray, seed: int) -> tuple[float | None, float | None]:
-    if len(difference) < _FEWEST_CASES:
+def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float | None, float | None]:
+    """Returns the 95 % interval of a mean (bootstrap, bias-corrected and accelerated, Efron 1987).
+
+    ``None`` twice for fewer than three values.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) < _FEWEST_CASES:
         return None, None
-    mean = float(difference.mean())
-    if np.ptp(difference) < _EQUAL:
+    mean = float(sample.mean())
+    if np.ptp(sample) < _EQUAL:
         return mean, mean
     found = stats.bootstrap(
-        (difference,),
+        (sample,),
         np.mean,
         confidence_level=CONFIDENCE,
         n_resamples=_RESAMPLES,
