@@ -94,6 +94,10 @@ class MaskSink(Protocol):
         """Lends the sink's own array of one frame, (I, J[, K]), to write labels straight into."""
         ...
 
+    def numbers_of(self, frame: int = 0) -> npt.NDArray[np.uint32]:
+        """Lends the sink's own array of one frame, wide enough for numbers of objects."""
+        ...
+
     def close(self) -> list[Path]:
         """Finishes, re-reads, checks and renames into place; returns the files, the mask first."""
         ...
@@ -221,7 +225,7 @@ class LazyArray:
             ranges[axis] = ranges[axis][part]
         return self._view(tuple(ranges), self._order)
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if 0 in self.shape:
             return np.zeros(self.shape, dtype=dtype or self.dtype)
         ends = [sorted((places[0], places[-1])) for places in self._ranges]

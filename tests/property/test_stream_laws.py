@@ -18,7 +18,8 @@ from unet_med.bundle import Bundle, labels_of
 from unet_med.config import PipelineConfig, parse_config
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
-from unet_med.inference.predictor import OUTSIDE_LOGIT, Predictor
+from unet_med.inference.predictor import Predictor
+from unet_med.inference.rows import OUTSIDE_LOGIT
 from unet_med.networks import admissible_patch, build_network, context_voxels, input_channels
 from unet_med.transforms.preprocess import Preprocessor
 from unet_med.volume import Volume

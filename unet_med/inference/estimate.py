@@ -24,7 +24,8 @@ from torch import nn
 from unet_med.config import PipelineConfig
 from unet_med.errors import ConfigError, MachineError
 from unet_med.geometry import Geometry
-from unet_med.inference.predictor import CHUNK_VALUES, CPU_BATCH
+from unet_med.inference.predictor import CPU_BATCH
+from unet_med.inference.rows import CHUNK_VALUES
 from unet_med.inference.stream import ROWS_READ, rolling_values
 from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.io.cases import Case

@@ -14,10 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unet_med.inference.predictor import RowProgress
+from unet_med.config import Instances
+from unet_med.errors import InputRefusedError
+from unet_med.inference.maps_store import MapStore
+from unet_med.inference.outputs import RowProgress
+from unet_med.inference.predictor import Prediction, Predictor
+from unet_med.instances.decode import Objects, objects_of
+from unet_med.instances.maps import ObjectMaps
 from unet_med.io.atomic import remove, write_json
-from unet_med.io.mapped import let_go, store
-from unet_med.volume import LazyArray
+from unet_med.io.mapped import let_go, mapped, store
+from unet_med.labels import LabelMap
+from unet_med.volume import LazyArray, MaskSink, Region, Volume, slabs
 
 _STATE = "progress.json"
 _ALL = 2**62
@@ -61,6 +68,21 @@ class KeptWork:
 
         return RowProgress(done, tell)
 
+    def classes(self, position: int, shape: Sequence[int], labels: LabelMap) -> npt.NDArray[Any]:
+        """Returns where the class of each voxel of a frame is written, (I, J[, K])."""
+        stored = mapped(self.folder / f"classes-{position}.npy", tuple(shape)[::-1], labels.dtype)
+        return stored.transpose()
+
+    def maps(self, position: int, channels: int, shape: Sequence[int], progress: RowProgress) -> MapStore:
+        """Returns the maps of a frame; where they are lost its rows are none."""
+        path = self.folder / f"maps-{position}.zarr"
+        if progress.done:
+            try:
+                return MapStore.open(path)
+            except InputRefusedError:
+                progress.done = 0
+        return MapStore.create(path, channels, shape)
+
     def _read(self) -> tuple[int, int]:
         """Returns the frame that was in work and how many of its rows are final."""
         try:
@@ -70,6 +92,51 @@ class KeptWork:
         except (OSError, ValueError, KeyError, TypeError):
             pass
         return 0, 0
+
+
+def predict_objects(
+    predictor: Predictor, volume: Volume, kept: KeptWork, position: int, sink: MaskSink, settings: Instances
+) -> tuple[Prediction, Objects, MapStore]:
+    """Predicts the maps of a frame and cuts objects out of them, all of it in files.
+
+    Args:
+        predictor: Of a model of objects.
+        volume: The frame, not in memory.
+        kept: What is done of its case.
+        position: Of the frame among those of the case.
+        sink: Receives the numbers of objects.
+        settings: How they are cut out.
+
+    Returns:
+        What was predicted, with the class of each voxel's object in place of labels; the objects; their maps.
+    """
+    labels = kept.classes(position, volume.geometry.shape, predictor.labels)
+    progress = kept.progress(position, labels)
+    maps = kept.maps(position, predictor.labels.outputs, volume.geometry.shape, progress)
+    prediction = predictor.predict(volume, out=labels, maps=maps, progress=progress)
+    numbers = sink.numbers_of(position)
+    objects = objects_of(_Sparing(maps, numbers), settings, out=numbers)
+    table = np.zeros(len(objects) + 1, dtype=labels.dtype)
+    table[1:] = objects.classes
+    for part in slabs(numbers):
+        labels[part] = table[numbers[part]]
+        let_go(numbers)
+        let_go(labels)
+    return prediction, objects, maps
+
+
+class _Sparing:
+    """Maps; whenever they are read, the memory of the numbers that were written is given back."""
+
+    def __init__(self, maps: MapStore, numbers: npt.NDArray[np.uint32]) -> None:
+        self.shape = maps.shape
+        self._maps = maps
+        self._numbers = numbers
+
+    def read(self, region: Region) -> ObjectMaps:
+        """Returns the maps of a region."""
+        let_go(self._numbers)
+        return self._maps.read(region)
 
 
 def thinned(image: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:

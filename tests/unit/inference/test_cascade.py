@@ -12,7 +12,6 @@ import torch
 from unet_med.bundle import Bundle, labels_of, load_bundle, load_bundles, read_bundle_info, save_bundle, save_ensemble
 from unet_med.errors import ModelError
 from unet_med.geometry import Geometry
-from unet_med.inference import predictor as predictor_module
 from unet_med.inference.predictor import Predictor
 from unet_med.inference.stream import ArrayRows, WindowStream, finished_rows
 from unet_med.inference.tiling import window_axes
@@ -107,7 +106,7 @@ def test_slabs_are_those_of_the_whole(cascade, volume: Volume, monkeypatch: pyte
             rows = prepared.slab(axis, start, stop).numpy()
             np.testing.assert_allclose(rows, whole.take(range(start, stop), axis + 1), atol=1e-5)
     expected = predictor.predict(volume).labels
-    monkeypatch.setattr(predictor_module, "CHUNK_VALUES", 7)
+    monkeypatch.setattr("unet_med.inference.rows.CHUNK_VALUES", 7)
     assert np.array_equal(predictor.predict(volume).labels, expected)
 
 

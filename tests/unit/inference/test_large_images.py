@@ -8,7 +8,8 @@ from large_images import WatchedSource, picture
 
 from unet_med.bundle import load_bundle
 from unet_med.geometry import Geometry
-from unet_med.inference.predictor import Predictor, RowProgress
+from unet_med.inference.outputs import RowProgress
+from unet_med.inference.predictor import Predictor
 from unet_med.inference.quality.evidence import CaseEvidence
 from unet_med.volume import Volume, lazily
 
@@ -23,7 +24,7 @@ class _InterruptedError(Exception):
 def small_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that a test image has many."""
     monkeypatch.setattr("unet_med.volume._BAND_BYTES", 2**12)
-    monkeypatch.setattr("unet_med.inference.predictor.CHUNK_VALUES", 2**11)
+    monkeypatch.setattr("unet_med.inference.rows.CHUNK_VALUES", 2**11)
 
 
 @pytest.mark.usefixtures("small_bands")

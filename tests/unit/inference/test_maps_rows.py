@@ -12,7 +12,7 @@ from large_images import picture
 from unet_med.bundle import load_bundle
 from unet_med.geometry import Geometry
 from unet_med.inference.maps_store import MapStore
-from unet_med.inference.predictor import _Outputs
+from unet_med.inference.outputs import Outputs
 from unet_med.instances.maps import ObjectMaps
 from unet_med.labels import LabelMap
 from unet_med.transforms.preprocess import Preprocessor
@@ -29,7 +29,7 @@ def test_maps_lie_on_the_grid_of_the_image(tiny_bundle, tmp_path, orientation) -
     store = MapStore.create(tmp_path / "maps", 4, shape)
     labels = replace(LabelMap.from_names({"background": 0, "cell": 1}), objects=True)
     found = np.zeros(shape, dtype=np.uint8)
-    outputs = _Outputs(found, None, None, store, None)
+    outputs = Outputs(found, None, None, store, None)
     for along in range(3):
         for start in range(0, logits.shape[along + 1], 2):
             stop = min(start + 2, logits.shape[along + 1])

@@ -12,7 +12,6 @@ import torch
 from unet_med.bundle import Bundle, load_bundle
 from unet_med.errors import InputRefusedError, MachineError, ModelError
 from unet_med.geometry import Geometry, reorient
-from unet_med.inference import predictor as predictor_module
 from unet_med.inference.chances import label_chances
 from unet_med.inference.predictor import Predictor
 from unet_med.labels import LabelMap
@@ -226,7 +225,7 @@ def test_rows_are_labelled_in_chunks(tiny_bundle, monkeypatch: pytest.MonkeyPatc
     volume = _volume()
     predictor = Predictor([load_bundle(tiny_bundle(preprocess__spacing_mm=[1.3, 0.9, 2.0]))], "cpu")
     whole = predictor.predict(volume, probabilities=True)
-    monkeypatch.setattr(predictor_module, "CHUNK_VALUES", 1000)
+    monkeypatch.setattr("unet_med.inference.rows.CHUNK_VALUES", 1000)
     chunks = predictor.predict(volume, probabilities=True)
     np.testing.assert_array_equal(chunks.labels, whole.labels)
     np.testing.assert_allclose(chunks.probabilities, whole.probabilities, atol=1e-6)

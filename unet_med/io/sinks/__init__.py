@@ -29,6 +29,7 @@ from unet_med.volume import ImageSource, MaskSink
 
 __all__ = [
     "RESEARCH_ONLY",
+    "TiffMaskSink",
     "VolumeMaskSink",
     "check_formats",
     "label_centroids",
