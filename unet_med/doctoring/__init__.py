@@ -6,7 +6,7 @@ label that is the image; one image, patient or group in two folds, or in trainin
 
 What is measured against the other cases, and could be as it should be, is a warning: empty labels; background and
 foreground swapped; labels on air or shifted against their image; left and right swapped; nearly the same image, or
-tiles of one picture, in two folds.
+tiles of one picture, in two folds. Of objects: one number for several, pieces, holes, overlaps, tiny and huge ones.
 
 Corrected on copies: 0/255, gaps, floats that are nearly whole, interpolated borders.
 """

@@ -11,6 +11,7 @@ from unet_med.doctoring.comparing import compare_labels, made_between
 from unet_med.doctoring.leaks import almost_twins, split_groups, split_patients, tiles_apart, twins
 from unet_med.doctoring.likeness import cell_size
 from unet_med.doctoring.looking import Seen, look
+from unet_med.doctoring.objects import object_findings
 from unet_med.errors import InputRefusedError
 from unet_med.manifest import Finding, LabelScan, Manifest, ManifestCase, remapped, value_findings, verify
 
@@ -76,6 +77,7 @@ def _of_all(manifest: Manifest, seen: Sequence[Seen]) -> list[Finding]:
         *[finding for one in seen for finding in one.findings],
         *_value_faults(manifest, [_without(one.scan, between) for one in seen if one.scan is not None]),
         *compare_labels(seen, names, between, manifest.ignore_label),
+        *object_findings(manifest, seen),
         *split_groups(manifest),
         *split_patients(manifest),
         *almost_twins(seen),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from unet_med.doctoring.findings import Interpolated
 from unet_med.doctoring.labelling import LabelArray, LabelMeasures, measure_label
 from unet_med.doctoring.likeness import Likeness, likeness
+from unet_med.doctoring.objects import ObjectMeasures, measure_objects
 from unet_med.doctoring.place import Placement, place
 from unet_med.doctoring.stored import is_interpolated, is_nearly_whole, label_source, stored_values
 from unet_med.doctoring.tiles import Edges, edges
@@ -36,6 +37,7 @@ class Seen:
         placement: How the label lies on the image; ``None`` for an empty label or a faulty image.
         likeness: For the comparison with other images.
         edges: Those of a picture.
+        objects: Those of its label, of the first frame, where label values are numbers of objects.
     """
 
     case: ManifestCase
@@ -46,6 +48,7 @@ class Seen:
     placement: Placement | None = None
     likeness: Likeness | None = None
     edges: Edges | None = None
+    objects: ObjectMeasures | None = None
 
 
 def look(case: ManifestCase, cells: Mapping[int, Sequence[int]], ignore: int | None) -> Seen:
@@ -80,6 +83,7 @@ def look(case: ManifestCase, cells: Mapping[int, Sequence[int]], ignore: int | N
         place(grey, labelled) if labelled.any() and not faults else None,
         likeness(grey, cells[grey.ndim]),
         edges(grey),
+        measure_objects(case.case, meant) if case.case.instances else None,
     )
 
 
