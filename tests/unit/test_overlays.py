@@ -11,11 +11,11 @@ from allocations import peak_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_med import overlays
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
 from unet_med.labels import LabelMap
 from unet_med.overlays import outline_preview
+from unet_med.overlays.planes import centre_voxel
 
 LABELS = LabelMap.from_names({"background": 0, "liver": 1, "spleen": 2})
 ORANGE, BLUE = (np.array(label.colour) for label in LABELS.labels)
@@ -151,7 +151,7 @@ def test_planes_go_through_the_voxel_nearest_to_the_middle_of_the_largest_label(
 ) -> None:
     rng = np.random.default_rng(seed)
     labels = (rng.integers(0, 3, shape) * rng.integers(0, 2, shape)).astype(np.uint8).transpose(order)
-    centre = overlays._centre([labels])
+    centre = centre_voxel([labels])
     counts = np.bincount(labels.ravel(), minlength=3)
     if not labels.any():
         assert centre == tuple(n // 2 for n in labels.shape)

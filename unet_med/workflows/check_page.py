@@ -25,7 +25,7 @@ from unet_med.io.atomic import whole_file
 from unet_med.io.cases import Case
 from unet_med.labels import LabelMap
 from unet_med.manifest import Finding, Manifest, ManifestCase
-from unet_med.overlays import outline_preview
+from unet_med.overlays import object_preview, outline_preview
 from unet_med.version import __version__
 from unet_med.workflows.progress import track
 from unet_med.workflows.scan_page import top_of
@@ -173,7 +173,7 @@ def _drawing(case: ManifestCase, manifest: Manifest) -> Drawing:
     if any(may_carry_a_name(source) for source in case.case.sources):
         return Drawing(reason="not shown: text in the pixels may tell a name")
     try:
-        picture = _picture(case.case, {value: name for name, value in manifest.labels.items()})
+        picture = _picture(case.case, manifest)
     except (UnetMedError, MemoryError) as error:
         logger.info("%s has no picture (%s)", case_tag(case.id), type(error).__name__)
         return Drawing(reason=f"no picture: {error.what if isinstance(error, UnetMedError) else 'out of memory'}")
@@ -185,7 +185,7 @@ def _drawing(case: ManifestCase, manifest: Manifest) -> Drawing:
     return Drawing(file.getvalue(), image.size)
 
 
-def _picture(case: Case, names: Mapping[int, str]) -> npt.NDArray[np.uint8]:
+def _picture(case: Case, manifest: Manifest) -> npt.NDArray[np.uint8]:
     """Draws the first frame of a case; without its label where that is refused."""
     frame = case.frames[0]
     volume = case.read(frame)
@@ -193,8 +193,11 @@ def _picture(case: Case, names: Mapping[int, str]) -> npt.NDArray[np.uint8]:
         stored = np.zeros(volume.geometry.shape, np.uint8) if case.label is None else case.read_label(frame)
     except InputRefusedError:
         stored = np.zeros(volume.geometry.shape, np.uint8)
-    labels, label_map = _drawable(stored, {} if case.instances else names)
     spacing, orientation = volume.geometry.spacing_mm, volume.geometry.orientation
+    if case.instances:
+        label_map = LabelMap.from_names(manifest.labels, ignored=manifest.ignore_label)
+        return object_preview(volume.array, stored, spacing, label_map, case.classes, orientation=orientation)
+    labels, label_map = _drawable(stored, {value: name for name, value in manifest.labels.items()})
     return outline_preview(volume.array, labels, spacing, label_map, orientation=orientation)
 
 
