@@ -258,6 +258,11 @@ class Augment(_Model):
     gamma_probability: Share = 0.3
     gamma_inverted_probability: Share = 0.1
     gamma_range: tuple[Positive, Positive] = (0.7, 1.5)
+    stain_probability: Share = Field(
+        0.0, description="colour pictures of stained tissue: as if more or less of each stain had been used"
+    )
+    stain_factor: tuple[Positive, Positive] = Field((0.7, 1.3), description="of the amount of each stain")
+    stain_shift: tuple[float, float] = Field((-0.05, 0.05), description="of the optical density of each stain")
 
 
 class Cascade(_Model):

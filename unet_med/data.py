@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -19,11 +19,15 @@ import numpy.typing as npt
 from unet_med.config import PipelineConfig
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError
 from unet_med.identity import case_tag
+from unet_med.instances.targets import ObjectTargets, object_targets
 from unet_med.io.cases import Case
 from unet_med.labels import LabelMap
 from unet_med.losses import border_weight_map
 from unet_med.manifest import ManifestCase
+from unet_med.transforms.intensity import highest_value
 from unet_med.transforms.preprocess import Prepared, Preprocessor
+from unet_med.transforms.stains import CHANNELS as COLOURS
+from unet_med.transforms.stains import Tint
 from unet_med.volume import Volume, lazily
 
 logger = logging.getLogger(__name__)
@@ -36,6 +40,7 @@ _SLAB_VOXELS = 2**22
 """Voxels of a label that are looked at together."""
 _LARGE_BYTES = 2**30
 """Images of more bytes are not read as a whole, where their files allow that."""
+_BESIDE = ("weight", "border", "distance")
 ANNOTATED = -1
 """Stands in the place of a label for any voxel that somebody labelled, as background or otherwise."""
 
@@ -47,7 +52,7 @@ class CachedCase:
     Attributes:
         id: Id of the case.
         folder: Holds image.npy (C, *s) float32, label.npy (*s), foreground.npy (n, 1 + d), done.json and perhaps
-            weight.npy.
+            weight.npy or, of objects, border.npy and distance.npy.
         shape: *s, the network grid.
         spacing_mm: Of the network grid; ``None`` when uncalibrated.
         prior_file: The mask that a cascade's first stage made of it, which depends on the fold; ``None``: no cascade.
@@ -72,10 +77,17 @@ class CachedCase:
         return None if self.prior_file is None else np.asarray(np.load(self.prior_file, mmap_mode="r"))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Returns ``image``, ``label`` and, if the loss has one, ``weight``: each (channels, *s), memory-mapped."""
+        """Returns ``image``, ``label`` and what else the loss needs: each (channels, *s), memory-mapped.
+
+        That is ``weight`` for a border-weighted loss; ``border`` and ``distance`` where objects are told apart (see
+        :class:`unet_med.instances.targets.ObjectTargets`).
+        """
         arrays: dict[str, npt.NDArray[Any]] = {"image": self.image(), "label": self.label()[None]}
-        path = self.folder / "weight.npy"
-        return arrays | ({"weight": np.asarray(np.load(path, mmap_mode="r"))[None]} if path.exists() else {})
+        for name in _BESIDE:
+            path = self.folder / f"{name}.npy"
+            if path.exists():
+                arrays[name] = np.asarray(np.load(path, mmap_mode="r"))[None]
+        return arrays
 
     def foreground(self) -> npt.NDArray[np.int32]:
         """Returns (n, 1 + d): label and position of some labelled voxels.
@@ -90,6 +102,12 @@ class CachedCase:
         meta = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
         known = meta["labels"] if "labels" in meta else np.unique(self.foreground()[:, 0]).tolist()
         return tuple(value for value in known if value > 0)
+
+    @cached_property
+    def tint(self) -> Tint | None:
+        """How a colour picture goes back to light; ``None`` for all other images."""
+        meta = json.loads((self.folder / "done.json").read_text(encoding="utf-8")).get("tint")
+        return None if meta is None else Tint(tuple(meta["mean"]), tuple(meta["sd"]), meta["white"])
 
 
 @dataclass(frozen=True)
@@ -138,6 +156,10 @@ def _cache_key(case: ManifestCase, config: PipelineConfig, labels: LabelMap) -> 
     ]
     if labels.ignored is not None:
         recipe.append(labels.ignored)
+    if case.case.classes is not None:
+        recipe.append(sorted(case.case.classes.items()))
+    if labels.objects:
+        recipe.append({"border_voxels": config.instances.border_voxels})
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
@@ -147,18 +169,16 @@ def _prepare_case(
     folder = cache / _cache_key(case, config, labels)
     if not (folder / "done.json").exists():
         stored = case.case.read_label()
-        target = read_target(case, labels, stored)
-        prepared = preprocessor.prepare(_volume(case.case))
-        label = preprocessor.prepare_label(target, prepared)
+        volume = _volume(case.case)
+        prepared = preprocessor.prepare(volume)
+        spacing = prepared.geometry.spacing_mm
+        label, objects = _on_grid(case, labels, stored, preprocessor, prepared)
         weight = None
         if config.loss.kind == "border_cross_entropy":
-            objects = preprocessor.prepare_label(stored, prepared) if case.case.instances else label
-            if labels.ignored is not None:
-                objects = objects * (objects != labels.ignored)
             weight = border_weight_map(objects, config.loss.border_w0, config.loss.border_sigma_voxels)
-        spacing = prepared.geometry.spacing_mm
+        told_apart = object_targets(objects, spacing, config.instances.border_voxels) if labels.objects else None
         image = prepared.array if prepared.slowest is None else prepared
-        write_case(folder, image, label, weight, spacing, labels.ignored)
+        write_case(folder, image, label, weight, spacing, labels.ignored, told_apart, _tint(volume, prepared))
     meta = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     spacing_mm = None if meta["spacing_mm"] is None else tuple(meta["spacing_mm"])
     return CachedCase(case.id, folder, tuple(meta["shape"]), spacing_mm)
@@ -173,10 +193,41 @@ def _volume(case: Case) -> Volume:
     return lazily(opened, case.frames[0])
 
 
+def _tint(volume: Volume, prepared: Prepared) -> Tint | None:
+    """Returns how a colour picture goes back to light; ``None`` for all other images."""
+    if volume.channels != COLOURS or volume.geometry.ndim != 2:
+        return None
+    scales = prepared.intensities
+    return Tint(tuple(one.mean for one in scales), tuple(one.sd for one in scales), highest_value(volume.array))
+
+
+def _on_grid(
+    case: ManifestCase,
+    labels: LabelMap,
+    stored: npt.NDArray[np.integer[Any]],
+    preprocessor: Preprocessor,
+    prepared: Prepared,
+) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]]]:
+    """Returns labels and objects on the network's grid; where nothing counts objects, each label is one."""
+    if labels.objects and not case.case.instances:
+        raise InputRefusedError(
+            "the label image holds kinds, not numbers of objects",
+            case.id,
+            "make the manifest with --task instance, or set task to semantic",
+        )
+    if labels.objects:
+        objects = preprocessor.prepare_label(stored, prepared)
+        label = np.asarray(read_target(case, labels, objects))
+    else:
+        label = preprocessor.prepare_label(read_target(case, labels, stored), prepared)
+        objects = preprocessor.prepare_label(stored, prepared) if case.case.instances else label
+    return label, objects if labels.ignored is None else objects * (objects != labels.ignored)
+
+
 def read_target(
     case: ManifestCase, labels: LabelMap, stored: npt.NDArray[np.integer[Any]] | None = None
 ) -> npt.NDArray[np.uint8 | np.uint16]:
-    """Returns the label image of a case with exactly the values of ``labels``; objects become label 1.
+    """Returns the label image of a case with exactly the values of ``labels``; objects become their class.
 
     Voxels that nobody labelled keep their value, ``labels.ignored``.
 
@@ -186,10 +237,7 @@ def read_target(
     stored = case.case.read_label() if stored is None else stored
     dtype = np.uint8 if max(len(labels.labels), labels.ignored or 0) < 256 else np.uint16
     if case.case.instances:
-        target: npt.NDArray[np.uint8 | np.uint16] = np.asarray(stored > 0, dtype=dtype)
-        if labels.ignored is not None:
-            target[stored == labels.ignored] = labels.ignored
-        return target
+        stored = replace(case.case, unlabelled=labels.ignored).classes_of(stored)
     values = np.unique(stored)
     unknown = sorted({int(v) for v in values} - {0, labels.ignored, *(label.index for label in labels.labels)})
     if unknown:
@@ -208,6 +256,8 @@ def write_case(
     weight: npt.NDArray[np.float32] | None,
     spacing: tuple[float, ...] | None,
     ignored: int | None = None,
+    objects: ObjectTargets | None = None,
+    tint: Tint | None = None,
 ) -> None:
     """Writes a prepared case, whole or not at all.
 
@@ -218,6 +268,8 @@ def write_case(
         weight: (*s) float32 or ``None``.
         spacing: mm along each axis, or ``None``.
         ignored: Value of voxels that nobody labelled.
+        objects: What is learnt of objects, where they are told apart.
+        tint: Of a colour picture, to change the amount of its stains.
 
     Raises:
         MachineError: if the disk is full.
@@ -232,8 +284,13 @@ def write_case(
         np.save(part / "foreground.npy", positions)
         if weight is not None:
             np.save(part / "weight.npy", weight.astype(np.float32))
+        if objects is not None:
+            np.save(part / "border.npy", objects.border)
+            np.save(part / "distance.npy", objects.distance)
         values = np.unique(positions[:, 0]).tolist()
         meta = {"shape": list(label.shape), "spacing_mm": spacing, "labels": values}
+        if tint is not None:
+            meta["tint"] = asdict(tint)
         (part / "done.json").write_text(json.dumps(meta), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)

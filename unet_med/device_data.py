@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from unet_med.data import CachedCase
-from unet_med.patches import PatchDataset, Sample
+from unet_med.patches import NEAREST, PatchDataset, Sample, as_targets
 from unet_med.transforms.augment_batch import Cut, change_intensities, plan_cuts, read_box, sample_patches, send
 
 _AHEAD = 2
@@ -67,7 +67,7 @@ class DeviceCases:
         self.resident = len(self._on_device)
 
     def sources(self, sample: Sample) -> Mapping[str, Sequence[Source]]:
-        """Returns what image, label and perhaps weight are cut from: tensors on the device, or memory maps.
+        """Returns what image, label and all else are cut from: tensors on the device, or memory maps.
 
         Several for the image of a network that sees neighbouring slices, one for each.
         """
@@ -120,8 +120,8 @@ def device_batches(
         world: How many they are.
 
     Yields:
-        ``image`` (n, C, *patch + 2 * context) float32, ``label`` (n, *patch) int64 and, for a border-weighted loss,
-        ``weight`` (n, *patch) float32.
+        ``image`` (n, C, *patch + 2 * context) float32, ``label`` (n, *patch) int64, and what else the loss needs, each
+        (n, *patch).
     """
     chunks = (range(step * batch_size + rank, (step + 1) * batch_size, world) for step in range(first_step, last_step))
     pool = ThreadPoolExecutor(1, thread_name_prefix="samples")  # one: a data set remembers the order of its cases
@@ -170,11 +170,10 @@ def _finish(batch: _Batch, dataset: PatchDataset, device: torch.device) -> dict[
     item: dict[str, Tensor] = {}
     for name, part in batch.parts.items():
         boxes = [read() for read in part.readers]
-        item[name] = sample_patches(boxes, part.cuts, dataset.size_of(name), nearest=name == "label")
+        item[name] = sample_patches(boxes, part.cuts, dataset.size_of(name), nearest=name in NEAREST)
+    for image, sample in zip(item["image"], batch.samples, strict=True):
+        image.copy_(sample.stained(image))
     item["image"] = change_intensities(item["image"], [sample.intensity for sample in batch.samples])
     if batch.prior is not None:
         item["image"] = torch.cat([item["image"], send(batch.prior, device)], dim=1)
-    item["label"] = item["label"][:, 0].round().long()
-    if "weight" in item:
-        item["weight"] = item["weight"][:, 0]
-    return item
+    return as_targets(item, len(dataset.patch))

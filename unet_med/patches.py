@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from unet_med.config import PipelineConfig
 from unet_med.data import ANNOTATED, CachedCase
 from unet_med.errors import ConfigError, UnetMedError
+from unet_med.instances.targets import DISTANCE_STEPS
 from unet_med.networks import admissible_patch, context_voxels
 from unet_med.transforms.augment import (
     IntensityChange,
@@ -29,6 +30,10 @@ from unet_med.transforms.augment import (
     sample_patch,
 )
 from unet_med.transforms.prior import damaged, one_hot
+from unet_med.transforms.stains import StainChange, draw_stains, with_stains
+
+NEAREST = ("label", "border")
+"""What is cut from a case by the nearest voxel; all else is interpolated."""
 
 Source = TypeVar("Source", npt.NDArray[Any], torch.Tensor)
 
@@ -45,6 +50,7 @@ class Sample:
         spatial: Where its voxels come from.
         intensity: What happens to its values.
         number: Of the sample; with the pipeline's seed it says how the mask of a first stage is damaged.
+        stains: What happens to the colours of stained tissue; ``None``: nothing.
     """
 
     case: CachedCase
@@ -53,6 +59,7 @@ class Sample:
     spatial: SpatialChange
     intensity: IntensityChange
     number: int = 0
+    stains: StainChange | None = None
 
     def views(self, name: str, source: Source) -> list[Source]:
         """Returns what the patch ``name`` is cut from, of the case's array of that name, each (channels, *s)."""
@@ -61,12 +68,18 @@ class Sample:
         shown = self.slices if name == "image" else self.slices[len(self.slices) // 2 :][:1]
         return [source[..., place] for place in shown]
 
+    def stained(self, image: torch.Tensor) -> torch.Tensor:
+        """Returns the patch of the image (C, *size) in other colours, where they change and it has some."""
+        tint = self.case.tint
+        return image if self.stains is None or tint is None else with_stains(image, self.stains, tint)
+
 
 class PatchDataset(Dataset[dict[str, torch.Tensor]]):
     """Random, augmented patches; item ``i`` depends on (seed, i) and nothing else.
 
     An item is ``image`` (C, *patch + 2 * context) float32, ``label`` (*patch) int64 and, for a border-weighted loss,
-    ``weight`` (*patch) float32. Neighbouring slices are channels: those of the first channel come first. So are the
+    ``weight`` (*patch) float32; where objects are told apart, ``border`` (*patch) int64 and ``distance`` (*patch)
+    float32 in [0, 1]. Neighbouring slices are channels: those of the first channel come first. So are the
     labels that a cascade's first stage found; they come last, no intensity of theirs is changed.
 
     Cases come in a new random order at every pass. Of every stretch of items the configured share is centred on a
@@ -106,14 +119,12 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = self.draw(index)
         item = {name: self._cut(name, array, sample) for name, array in sample.case.arrays().items()}
+        item["image"] = sample.stained(item["image"])
         item["image"] = torch.from_numpy(apply_intensity(item["image"].numpy(), sample.intensity))
         prior = self.prior(sample)
         if prior is not None:
             item["image"] = torch.cat([item["image"], prior])
-        item["label"] = item["label"][0].round().long()
-        if "weight" in item:
-            item["weight"] = item["weight"][0]
-        return item
+        return as_targets(item, len(self.patch))
 
     def size_of(self, name: str) -> tuple[int, ...]:
         """Returns the size of a patch: images are larger than labels by what the network needs around them."""
@@ -146,7 +157,8 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
             shape, anchor = shape[:-1], None if anchor is None else anchor[:-1]
         centre = _draw_centre(shape, self.patch, anchor, rng)
         spatial = draw_spatial(self._config.augment, rng, self._dims, case.spacing_mm)
-        return Sample(case, slices, centre, spatial, draw_intensity(self._config.augment, rng), index)
+        intensity = draw_intensity(self._config.augment, rng)
+        return Sample(case, slices, centre, spatial, intensity, index, draw_stains(self._config.augment, rng))
 
     def _choose(self, index: int, rng: np.random.Generator) -> tuple[CachedCase, int | None]:
         """Returns the case of a sample, and the label it is centred on."""
@@ -164,7 +176,7 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         """Returns (channels, *size) float32; neighbouring slices follow each other in every channel."""
         size, mirrored = self.size_of(name), any(self.context)
         patches = [
-            sample_patch(view, sample.centre, size, sample.spatial, nearest=name == "label", mirrored_border=mirrored)
+            sample_patch(view, sample.centre, size, sample.spatial, nearest=name in NEAREST, mirrored_border=mirrored)
             for view in sample.views(name, array)
         ]
         return torch.from_numpy(patches[0] if len(patches) == 1 else np.stack(patches, axis=1).reshape(-1, *size))
@@ -175,6 +187,24 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         if self._order[0] != turn:
             self._order = turn, np.random.default_rng((self._config.seed, 0, turn)).permutation(len(self._cases))
         return self._cases[int(self._order[1][position])]
+
+
+def as_targets(item: dict[str, torch.Tensor], dims: int) -> dict[str, torch.Tensor]:
+    """Gives what was cut from a case the types that a loss needs.
+
+    Args:
+        item: ``image`` ([N, ]C, *size) float32, which stays as it is, and what it is learnt from, ([N, ]1, *patch).
+        dims: Number of spatial axes.
+
+    Returns:
+        The same, all but the image without the axis of channels.
+    """
+    for name in item.keys() - {"image"}:
+        values = item[name].select(-dims - 1, 0)
+        if name in NEAREST:
+            values = values.round().long()
+        item[name] = values / DISTANCE_STEPS if name == "distance" else values
+    return item
 
 
 def neighbours(position: int, size: int, count: int) -> tuple[int, ...]:

@@ -25,7 +25,14 @@ def keys(data: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 def test_there_are_pipelines() -> None:
-    assert {path.stem for path in FILES} == {"hippocampus_3d", "membrane_2d", "nuclei_2d", "semantic_2d", "semantic_3d"}
+    assert {path.stem for path in FILES} == {
+        "hippocampus_3d",
+        "membrane_2d",
+        "nuclei_2d",
+        "nuclei_3d",
+        "semantic_2d",
+        "semantic_3d",
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

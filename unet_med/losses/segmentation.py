@@ -1,4 +1,4 @@
-"""What training makes small.
+"""What training makes small where voxels have a class.
 
 A loss has up to two terms: an *overlap* term that compares whole structures (Dice, Jaccard, Tversky) and a *pixel*
 term that judges each voxel (cross-entropy, focal, the border-weighted cross-entropy of 2015). Exclusive labels are
@@ -59,20 +59,6 @@ Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over the processes that share a batch, and is differentiable."""
 
 
-def build_loss(loss: Loss, labels: LabelMap, reduce: Reduce | None = None) -> SegmentationLoss:
-    """Builds the loss for a task.
-
-    Args:
-        loss: Resolved (``class_weights`` is no ``auto``).
-        labels: Says how many outputs there are and whether they overlap.
-        reduce: Where processes share a batch, sums over them; see :class:`SegmentationLoss`.
-
-    Raises:
-        ConfigError: if the class weights do not fit the outputs.
-    """
-    return SegmentationLoss(loss, labels, reduce)
-
-
 class SegmentationLoss(nn.Module):
     """Overlap and pixel terms over all levels of deep supervision; call it as :meth:`forward` says.
 
@@ -111,14 +97,12 @@ class SegmentationLoss(nn.Module):
                 (Ronneberger et al. 2015, eq. 2; see :func:`border_weight_map`).
         """
         levels = (logits,) if isinstance(logits, Tensor) else tuple(logits)
-        shares = [0.5**level for level in range(len(levels))]
         self._parts = {}
         total = levels[0].new_zeros((), dtype=torch.float32)
-        for share, level in zip(shares, levels, strict=True):
-            share /= sum(shares)
+        for share, level in zip(level_shares(len(levels)), levels, strict=True):
             shape = level.shape[2:]
-            fine = weight if weight is None else _nearest(weight, shape)
-            for name, value, factor in self._level(level.float(), _nearest(target, shape), fine):
+            fine = weight if weight is None else nearest(weight, shape)
+            for name, value, factor in self._level(level.float(), nearest(target, shape), fine):
                 total = total + share * factor * value
                 self._parts[name] = self._parts.get(name, 0.0) + share * value.detach()
         return total
@@ -140,7 +124,7 @@ class SegmentationLoss(nn.Module):
             if self.terms.pixel == "focal":
                 value = self._focal(surprise, weights, known)
             else:
-                value = self._mean(surprise, weights)
+                value = weighted_mean(surprise, weights, self.reduce)
             found.append((self.terms.pixel, value, self.config.pixel_weight if both else 1.0))
         return found
 
@@ -160,7 +144,7 @@ class SegmentationLoss(nn.Module):
         values: Tensor = 1 - (hits + smooth) / (hits + misses + smooth)
         if self.config.batch_dice:
             return values.mean()
-        return values.sum() / self._shared(values.new_tensor(values.numel()))
+        return values.sum() / _over_processes(values.new_tensor(values.numel()), self.reduce)
 
     def _surprise(self, logits: Tensor, log_p: Tensor, target: Tensor, truth: Tensor) -> Tensor:
         """Returns -log of the probability given to what is true: (N, *s), or (N, regions, *s) for regions."""
@@ -189,22 +173,36 @@ class SegmentationLoss(nn.Module):
         count = surprise.new_tensor(surprise.numel())
         if known is not None:
             count = known.sum(dtype=torch.float32) * (surprise.numel() / known.numel())
-        return (surprise * weights).sum() / self._shared(count).clamp_min(_NO_WEIGHT)
-
-    def _mean(self, values: Tensor, weights: Tensor) -> Tensor:
-        """Returns the weighted mean; 0 where nothing has weight."""
-        weights = weights.expand_as(values)
-        return (values * weights).sum() / self._shared(weights.sum()).clamp_min(_NO_WEIGHT)
-
-    def _shared(self, normaliser: Tensor) -> Tensor:
-        """Returns the mean of a normaliser over the processes that share a batch."""
-        if self.reduce is None:
-            return normaliser
-        total, processes = self.reduce(torch.stack([normaliser, torch.ones_like(normaliser)])).unbind()
-        return total / processes
+        return (surprise * weights).sum() / _over_processes(count, self.reduce).clamp_min(_NO_WEIGHT)
 
 
-def _nearest(target: Tensor, shape: Sequence[int]) -> Tensor:
+def weighted_mean(values: Tensor, weights: Tensor, reduce: Reduce | None) -> Tensor:
+    """Returns the weighted mean over all processes that share a batch; 0 where nothing has weight.
+
+    Args:
+        values: Any shape.
+        weights: >= 0, of a shape that can be expanded to that of ``values``.
+        reduce: See :class:`SegmentationLoss`.
+    """
+    weights = weights.expand_as(values)
+    return (values * weights).sum() / _over_processes(weights.sum(), reduce).clamp_min(_NO_WEIGHT)
+
+
+def _over_processes(normaliser: Tensor, reduce: Reduce | None) -> Tensor:
+    """Returns the mean of a normaliser over the processes that share a batch."""
+    if reduce is None:
+        return normaliser
+    total, processes = reduce(torch.stack([normaliser, torch.ones_like(normaliser)])).unbind()
+    return total / processes
+
+
+def level_shares(levels: int) -> list[float]:
+    """Returns how much each level of deep supervision counts, the finest first; their sum is 1."""
+    shares = [0.5**level for level in range(levels)]
+    return [share / sum(shares) for share in shares]
+
+
+def nearest(target: Tensor, shape: Sequence[int]) -> Tensor:
     """Returns ``target`` (N, *s) at the voxels nearest to the centres of a coarser grid of the same extent."""
     for axis, (size, wanted) in enumerate(zip(target.shape[1:], shape, strict=True), start=1):
         if size != wanted:

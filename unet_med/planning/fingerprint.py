@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,16 @@ class ChannelStatistics:
 
 
 @dataclass(frozen=True)
+class ObjectStatistics:
+    """Objects of all cases: how many, and percentiles of their diameters in voxels (of discs or balls as large)."""
+
+    count: int
+    diameter_5: float
+    diameter_50: float
+    diameter_95: float
+
+
+@dataclass(frozen=True)
 class Fingerprint:
     """The training set in numbers.
 
@@ -55,11 +65,13 @@ class Fingerprint:
         cases: One entry for each picture or volume (a frame counts as one).
         channels: Foreground intensities of each channel.
         label_voxels: Number of voxels of each label value, background first.
+        objects: How large objects are; ``None`` where labels do not count any.
     """
 
     cases: tuple[CaseFingerprint, ...]
     channels: tuple[ChannelStatistics, ...]
     label_voxels: tuple[int, ...]
+    objects: ObjectStatistics | None = None
 
     @property
     def ndim(self) -> int:
@@ -128,7 +140,7 @@ class Fingerprint:
             "total_voxels": self.total_voxels,
             "label_voxels": list(self.label_voxels),
             "channels": [vars(channel) for channel in self.channels],
-        }
+        } | ({} if self.objects is None else {"objects": vars(self.objects)})
 
 
 def fingerprint(
@@ -148,27 +160,33 @@ def fingerprint(
     known = list(cases)
     if not known:
         raise InputRefusedError("there is no training case to plan from", remedy="give a manifest with labelled cases")
-    measured: list[CaseFingerprint] = []
-    samples: list[npt.NDArray[np.float32]] = []
-    counts = np.zeros(labels, dtype=np.int64)
+    found: list[_Measured] = []
     share = max(1000, SAMPLES // len(known))
     for case in progress(known, "fingerprint") if progress else known:
-        for frame in (case.frame,) if case.frame is not None else case.frames:
-            one, sample, count = _measure(case, frame, labels, share, ignore)
-            measured.append(one)
-            samples.append(sample)
-            counts += count
+        frames = (case.frame,) if case.frame is not None else case.frames
+        found += [_measure(case, frame, labels, share, ignore) for frame in frames]
+    samples = [one.sample for one in found]
     if len({sample.shape[0] for sample in samples}) > 1:
         raise InputRefusedError(
             "the cases differ in their number of channels",
             remedy="make a manifest of those that agree (--images GLOB, or a CSV with split = skip)",
         )
-    return Fingerprint(tuple(measured), _statistics(samples), tuple(int(n) for n in counts))
+    counts = np.sum([one.voxels for one in found], axis=0)
+    shapes = tuple(one.shape for one in found)
+    objects = _object_statistics(np.concatenate([one.diameters for one in found]))
+    return Fingerprint(shapes, _statistics(samples), tuple(int(n) for n in counts), objects)
 
 
-def _measure(
-    case: Case, frame: int, labels: int, share: int, ignore: int | None
-) -> tuple[CaseFingerprint, npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+class _Measured(NamedTuple):
+    """One frame of a case: its shape, some voxels of the foreground, voxels of each label, diameters of its objects."""
+
+    shape: CaseFingerprint
+    sample: npt.NDArray[np.float32]
+    voxels: npt.NDArray[np.int64]
+    diameters: npt.NDArray[np.float64]
+
+
+def _measure(case: Case, frame: int, labels: int, share: int, ignore: int | None) -> _Measured:
     volume = case.read(frame)
     label = case.read_label(frame)
     unlabelled = 0
@@ -176,8 +194,10 @@ def _measure(
         unknown = label == ignore
         unlabelled = int(unknown.sum())
         label = np.where(unknown, 0, label)
+    diameters = np.zeros(0)
     if case.instances:
-        label = (label > 0).astype(np.uint8)
+        diameters = _diameters(label)
+        label = replace(case, unlabelled=None).classes_of(label)
     _check_values(case.id, label, labels)
     order, flips = volume.geometry.canonical_axes()
     array, turned_label = reorient(volume.array, order, flips), reorient(label, order, flips)
@@ -190,7 +210,13 @@ def _measure(
     chosen = inside[:: max(1, inside.size // share)]
     counts = np.bincount(label.ravel(), minlength=labels).astype(np.int64)
     counts[0] -= unlabelled
-    return one, values[:, chosen].astype(np.float32), counts
+    return _Measured(one, values[:, chosen].astype(np.float32), counts, diameters)
+
+
+def _diameters(objects: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
+    """Returns the diameter of a disc or ball of the size of each object, in voxels."""
+    sizes = np.unique(objects[objects > 0], return_counts=True)[1].astype(np.float64)
+    return np.asarray(np.sqrt(sizes * 4 / np.pi) if objects.ndim == 2 else np.cbrt(sizes * 6 / np.pi))
 
 
 def _turned(case: CaseFingerprint, axes: Sequence[int]) -> CaseFingerprint:
@@ -218,6 +244,13 @@ def _shape_of(array: npt.NDArray[Any], geometry: Geometry) -> CaseFingerprint:
         shape.append(int(line[-1] - line[0] + 1) if line.size else size)
     kept = float(np.prod(shape)) / float(nonzero.size)
     return CaseFingerprint(tuple(shape), geometry.spacing_mm, kept)
+
+
+def _object_statistics(diameters: npt.NDArray[np.float64]) -> ObjectStatistics | None:
+    if not diameters.size:
+        return None
+    low, middle, high = (round(float(value), 2) for value in np.percentile(diameters, (5, 50, 95)))
+    return ObjectStatistics(len(diameters), low, middle, high)
 
 
 def _statistics(samples: Sequence[npt.NDArray[np.float32]]) -> tuple[ChannelStatistics, ...]:

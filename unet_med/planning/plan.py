@@ -22,6 +22,10 @@ from unet_med.planning.spacing import ANISOTROPY, target_spacing
 
 FEW_SLICES = 8
 LARGEST_WEIGHT_RATIO = 10.0
+SMALLEST_OBJECT = 4.0
+"""Objects of fewer voxels across are all border."""
+LARGEST_OBJECT_SHARE = 0.5
+"""Objects that are larger than this share of a patch are mostly seen cut off."""
 _PIXEL_TERMS = ("dice_focal", "focal", "cross_entropy", "dice_ce", "border_cross_entropy")
 _LEARNING_RATES: Mapping[str, float] = {"sgd": 1e-2, "adamw": 1e-3}
 _RIGHT = 0
@@ -67,8 +71,12 @@ def make_plan(
         InputRefusedError: naming the case, when the data cannot be used.
     """
     manifest.require_clean()
-    if config.task == "instance":
-        raise ConfigError("objects cannot be learnt yet", "task", "use task: semantic")
+    if config.task == "instance" and manifest.task != "instance":
+        raise ConfigError(
+            "the labels of this data set are kinds, not numbers of objects",
+            "task",
+            "make the manifest with --task instance, or set task to semantic",
+        )
     config = config.model_copy(update=_told(config, manifest))
     chosen = manifest.training if cases is None else tuple(cases)
     labels = _labels(config, manifest)
@@ -91,7 +99,8 @@ def plan_from_fingerprint(
     draft.reasons.update(dict.fromkeys(told, "from the manifest"))
     target = _settle_task(draft)
     settle_network(draft, target)
-    _settle_loss(draft, target)
+    _tell_of_objects(draft, target)
+    _settle_loss(draft)
     _settle_augmentation(draft, target)
     _settle_training(draft, target)
     return Plan(config.replacing(draft.changes()), draft.reasons, measured.as_dict())
@@ -136,8 +145,12 @@ def _labels(config: PipelineConfig, manifest: Manifest) -> dict[str, int]:
             "set labels to auto, or make the two agree",
         )
     labels = known if given is None else given
-    LabelMap.from_names(labels, config.regions)
+    _label_map(labels, config)
     return labels
+
+
+def _label_map(labels: Mapping[str, int], config: PipelineConfig) -> LabelMap:
+    return LabelMap.from_names(labels, config.regions, objects=config.task == "instance")
 
 
 # ---- the task -------------------------------------------------------------------------------------------------------
@@ -168,7 +181,7 @@ def _settle_task(draft: Draft) -> Target:
     known = spacing or measured.median_spacing_mm
     return Target(
         dims=dims,
-        outputs=LabelMap.from_names(labels, draft.config.regions).outputs,
+        outputs=_label_map(labels, draft.config).outputs,
         spacing_mm=spacing,
         spacing=(1.0,) * dims if known is None else tuple(known[:dims]),
         median=tuple(float(v) for v in np.median(measured.resampled_shapes(spacing), axis=0)[:dims]),
@@ -243,10 +256,35 @@ def _settle_normalisation(draft: Draft) -> None:
         )
 
 
+# ---- objects --------------------------------------------------------------------------------------------------------
+
+
+def _tell_of_objects(draft: Draft, target: Target) -> None:
+    """Says beside the patch how large objects are on the network's grid, and where that fits neither grid nor patch."""
+    objects, own = draft.measured.objects, draft.measured.median_spacing_mm
+    if draft.config.task != "instance" or objects is None:
+        return
+    coarser = 1.0
+    if own is not None and target.spacing_mm is not None:
+        ratios = [mine / wanted for mine, wanted in zip(own, target.spacing_mm, strict=False)]
+        coarser = float(np.prod(ratios) ** (1 / len(ratios)))
+    small, usual, large = (
+        round(diameter * coarser, 1) for diameter in (objects.diameter_5, objects.diameter_50, objects.diameter_95)
+    )
+    told = f"objects are about {usual:g} voxels across ({small:g} to {large:g})"
+    if small < SMALLEST_OBJECT:
+        told += ", the smallest hardly large enough to be told apart: a finer preprocess.spacing_mm helps"
+    shortest = min(draft.values["sampling.patch_voxels"])
+    if large > LARGEST_OBJECT_SHARE * shortest:
+        told += f", the largest too large for a patch of {shortest}: a coarser preprocess.spacing_mm shows them whole"
+    key = "sampling.patch_voxels"
+    draft.reasons[key] = f"{draft.reasons[key]}; {told}"
+
+
 # ---- loss, augmentation, training -----------------------------------------------------------------------------------
 
 
-def _settle_loss(draft: Draft, target: Target) -> None:
+def _settle_loss(draft: Draft) -> None:
     kind = draft.config.loss.kind
     weights: tuple[float, ...] | None = None
     if draft.config.regions:
@@ -257,9 +295,10 @@ def _settle_loss(draft: Draft, target: Target) -> None:
         weights = auto_class_weights(draft.measured.label_voxels)
         reason = "one over the root of each label's frequency, mean 1, at most 10 to 1"
     chosen = draft.settle("loss.class_weights", weights, reason)
-    if chosen is not None and len(chosen) != target.outputs:
+    outputs = _label_map(_labels(draft.config, draft.manifest), draft.config).class_outputs
+    if chosen is not None and len(chosen) != outputs:
         raise ConfigError(
-            f"{len(chosen)} weights for {target.outputs} outputs",
+            f"{len(chosen)} weights for {outputs} outputs",
             "loss.class_weights",
             "give one for each output, background first, or auto",
         )

@@ -65,15 +65,8 @@ def initial_weights(
     dims = 2 if config.dims == 2 else 3
     network = build_network(config.network, dims, input_channels(config.network, config.channels), labels.outputs)
     return transferred(
-        start.state, network, start.channels, config.channels, output_names(start.labels), output_names(labels)
+        start.state, network, start.channels, config.channels, start.labels.output_names, labels.output_names
     )
-
-
-def output_names(labels: LabelMap) -> tuple[str, ...]:
-    """Returns what the outputs of a network stand for: background and labels, or regions."""
-    if labels.regions:
-        return tuple(name for name, _ in labels.regions)
-    return ("background", *labels.names)
 
 
 def origin(start: Bundle) -> dict[str, Any]:

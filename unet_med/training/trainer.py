@@ -80,7 +80,7 @@ class Trainer:
         self.network = self.network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         set_up_card(device, config.training.precision)
         self.forward = Forward(self.network, device, config.training.compile)
-        self.loss = build_loss(config.loss, labels, self.sums_of_batch).to(device)
+        self.loss = build_loss(config.loss, labels, self.sums_of_batch, config.instances).to(device)
         self.optimizer = _build_optimizer(config, self.network)
         self.precision = choose_precision(config.training.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
@@ -158,7 +158,8 @@ class Trainer:
             self.sums_of_batch.start_piece()
         with self.autocast():
             logits = self.forward(piece["image"])
-        loss: torch.Tensor = self.loss(logits, piece["label"], piece.get("weight"))
+        beside = {name: tensor for name, tensor in piece.items() if name not in ("image", "label")}
+        loss: torch.Tensor = self.loss(logits, piece["label"], **beside)
         return loss
 
     def _gradients(self) -> list[torch.Tensor]:

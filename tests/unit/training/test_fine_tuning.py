@@ -15,7 +15,6 @@ from unet_med.manifest import Manifest
 from unet_med.training.fine_tuning import (
     KEPT,
     initial_weights,
-    output_names,
     seen_before,
     started_from,
     with_kept_reasons,
@@ -76,12 +75,6 @@ def test_weights_follow_the_names_of_labels(start: Bundle) -> None:
     for name, value in start.state.items():
         if not name.startswith("heads."):
             torch.testing.assert_close(state[name], value)
-
-
-def test_outputs_are_labels_or_regions() -> None:
-    names = {"background": 0, "core": 1, "rim": 2}
-    assert output_names(LabelMap.from_names(names)) == ("background", "core", "rim")
-    assert output_names(LabelMap.from_names(names, {"whole": [1, 2], "inner": [1]})) == ("whole", "inner")
 
 
 def test_held_out_cases_that_it_knows_are_told(start: Bundle) -> None:
