@@ -17,8 +17,9 @@ from hypothesis.extra import numpy as arrays
 
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
+from unet_med.io.export import label_tiff
 from unet_med.io.mapped import let_go, mapped
-from unet_med.io.sinks import masks, ome_zarr, open_mask_sink, pyramid, tiled_tiff
+from unet_med.io.sinks import ome_zarr, open_mask_sink, pyramid, tiled_tiff
 from unet_med.io.sinks.pyramid import commonest_of_four, levels_of
 from unet_med.labels import LabelMap
 from unet_med.volume import ArraySource, Volume
@@ -32,7 +33,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pyramid, "SMALLEST_SIDE", 40)
     monkeypatch.setattr(pyramid, "_BAND_VALUES", 1000)
     monkeypatch.setattr(tiled_tiff, "TILE", 16)
-    monkeypatch.setattr(masks, "TILED_PIXELS", 1000)
+    monkeypatch.setattr(label_tiff, "TILED_PIXELS", 1000)
     monkeypatch.setattr(ome_zarr, "CHUNK", 32)
 
 

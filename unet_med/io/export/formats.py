@@ -64,6 +64,11 @@ FORMATS: dict[str, Format] = {
     one.name: one
     for one in (
         Format("nifti", ".nii.gz", "nifti", ("nii", "nii.gz", "nifti1"), needs_volume=False),
+        Format("label-tiff", ".tif", "label_tiff", ("tiff", "tif", "imagej"), needs_volume=False),
+        Format("ome-zarr", ".ome.zarr", "ome_zarr", ("zarr", "omezarr"), folder=True, needs_volume=False),
+        Format("geojson", ".geojson", "geojson", ("qupath",), needs_volume=False),
+        Format("imagej-roi", ".roi.zip", "imagej_roi", ("roi", "rois", "roi-zip"), needs_volume=False),
+        Format("coco", ".coco.json", "coco", ("coco-json",), needs_volume=False),
         Format("seg-nrrd", ".seg.nrrd", "seg_nrrd", ("seg.nrrd", "nrrd", "segnrrd", "slicer")),
         Format("dicom-seg", ".seg.dcm", "dicom_seg", ("seg", "dicomseg"), needs_dicom=True, needs_codes=True),
         Format("rtstruct", ".rtstruct.dcm", "rtstruct", ("dicom-rtstruct", "rtss", "rt"), needs_dicom=True),
@@ -71,7 +76,7 @@ FORMATS: dict[str, Format] = {
         Format("dicom-sc", ".sc", "dicom_sc", ("sc", "secondary-capture"), folder=True, needs_dicom=True),
     )
 }
-"""Every format by its canonical name; ``nifti`` is a TIFF where an image has no place in space."""
+"""Every format by its canonical name; ``nifti`` is ``label-tiff`` where an image has no place in space."""
 
 _BY_ANY_NAME = {name: one.name for one in FORMATS.values() for name in (one.name, *one.aliases)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -13,6 +13,8 @@ import numpy.typing as npt
 from unet_med.geometry import Geometry
 from unet_med.io.dicom.slices import SliceLayout
 from unet_med.io.export.measure import LabelMeasure, measure_labels
+from unet_med.io.objects.drawn import DrawnObject
+from unet_med.io.objects.table import ObjectTable
 from unet_med.io.reading import FileSource
 from unet_med.io.source import SourceRef
 from unet_med.labels import LabelMap
@@ -50,6 +52,10 @@ class MaskExport:
         options: As given by the user.
         probabilities: (labels, I, J[, K]) float32 from 0 to 1, one for each label of ``label_map``; only where a
             format needs them.
+        objects: One row for each object, where the labels are numbers of objects; ``None``: they are classes.
+        movie: (frames, I, J[, K]) the labels of all frames, ``labels`` being the first; ``None``: there is only one.
+        overlapping: Masks of the objects, where a label image cannot hold them all; formats that list objects write
+            these instead of what the label image shows.
     """
 
     source: ImageSource
@@ -58,6 +64,9 @@ class MaskExport:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     options: ExportOptions = ExportOptions()
     probabilities: npt.NDArray[np.float32] | None = None
+    objects: ObjectTable | None = None
+    movie: npt.NDArray[np.unsignedinteger[Any]] | None = None
+    overlapping: Sequence[DrawnObject] = ()
 
     @property
     def geometry(self) -> Geometry:

@@ -1,7 +1,8 @@
 """COCO in: one JSON file with the objects of many pictures, as polygons or run lengths.
 
 What a detector needs and a mask does not, boxes and key points, is left out. A crowd (``iscrowd``) is a region in which
-nobody drew the objects apart: it is read, and marked as such.
+nobody drew the objects apart: it is read, and marked as such. Masks of this package say of which ``object`` they are:
+in several slices of a volume one object has several annotations.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class CocoFile:
         drawn = one.get("segmentation")
         what = {
             "kind": self.kinds.get(one.get("category_id", -1), ""),
-            "number": whole_number(one.get("id")),
+            "number": whole_number(one.get("object", one.get("id"))),
             "confidence": confidence_in(one.get("score")),
             "crowd": bool(one.get("iscrowd")),
         }

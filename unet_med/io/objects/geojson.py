@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_med.errors import InputRefusedError
-from unet_med.io.objects.drawn import Collected, DrawnObjects
+from unet_med.io.objects.drawn import Collected, DrawnObject, DrawnObjects
 from unet_med.io.objects.json_files import confidence_in, read_json, whole_number
 from unet_med.io.reading import refusing
 
@@ -45,6 +45,13 @@ def read_geojson(path: Path, size: tuple[int, int]) -> DrawnObjects:
         for feature in _features(content):
             _add(feature, found)
     return found.done()
+
+
+def object_of(feature: Mapping[str, Any], size: tuple[int, int]) -> DrawnObject | None:
+    """Returns the object of one feature; ``None`` when it has no pixel in the picture."""
+    found = Collected(size)
+    _add(feature, found)
+    return found.objects[0] if found.objects else None
 
 
 def _features(content: Any) -> Iterator[Mapping[str, Any]]:

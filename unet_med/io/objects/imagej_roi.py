@@ -16,7 +16,7 @@ import numpy as np
 import roifile
 
 from unet_med.errors import InputRefusedError
-from unet_med.io.objects.drawn import Collected, DrawnObjects
+from unet_med.io.objects.drawn import Collected, DrawnObject, DrawnObjects
 from unet_med.io.objects.json_files import confidence_in, whole_number
 from unet_med.io.polygons import FloatArray
 from unet_med.io.reading import COPY_FILE_AGAIN, refusing
@@ -58,6 +58,14 @@ def read_imagej_rois(path: Path, size: tuple[int, int]) -> DrawnObjects:
         for data in _outlines(path):
             _add(roifile.ImagejRoi.frombytes(data), found)
     return found.done()
+
+
+def each_imagej_roi(path: Path, size: tuple[int, int]) -> Iterator[DrawnObject]:
+    """Yields the outlines one by one, as :func:`read_imagej_rois` reads them; the file is one of this package."""
+    for data in _outlines(path):
+        found = Collected(size)
+        _add(roifile.ImagejRoi.frombytes(data), found)
+        yield from found.objects
 
 
 def _is_outline(name: str) -> bool:

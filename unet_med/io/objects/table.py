@@ -43,11 +43,13 @@ class ObjectTable:
         chosen = self.columns["frame"] == frame
         return ObjectTable({name: column[chosen] for name, column in self.columns.items()})
 
+    def row(self, place: int) -> dict[str, Any]:
+        """Returns one row as plain values: ``None`` for what does not exist."""
+        return {name: _plain(column[place : place + 1].tolist()[0]) for name, column in self.columns.items()}
+
     def rows(self) -> dict[int, dict[str, Any]]:
-        """Returns the rows by number, as plain values: ``None`` for what does not exist."""
-        lists = [[_plain(value) for value in column.tolist()] for column in self.columns.values()]
-        rows = [dict(zip(self.columns, values, strict=True)) for values in zip(*lists, strict=True)]
-        return {int(row["label"]): row for row in rows}
+        """Returns the rows by number."""
+        return {number: self.row(place) for place, number in enumerate(self.columns["label"].tolist())}
 
     def measures(self) -> tuple[str, ...]:
         """Names of the columns that hold measures."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import prod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ from unet_med.io.export.mask import ExportOptions, MaskExport
 from unet_med.io.export.nifti import NiftiPlace
 from unet_med.io.export.sidecars import label_entries, sidecar_content
 from unet_med.io.mapped import let_go, mapped
+from unet_med.io.objects.drawn import DrawnObject
+from unet_med.io.objects.table import ObjectTable
 from unet_med.io.reading import whole
-from unet_med.io.sinks.pyramid import levels_of
-from unet_med.io.sinks.tiff import check_tiff, pages_of, save_tiff
-from unet_med.io.sinks.tiled_tiff import TILED_PIXELS, check_tiled_tiff, save_tiled_tiff
 from unet_med.labels import LabelMap
 from unet_med.volume import ImageSource, Region, slabs
 
@@ -51,10 +50,12 @@ class _MaskSink:
         self.id = source.id
         self.geometry = source.geometry
         self.target = target
-        self.label_map = labels
+        self.label_map = options.labels or labels
         self.provenance = provenance
         self.options = options
         self.checks: dict[str, Any] = {}
+        self._objects: ObjectTable | None = None
+        self._overlapping: Sequence[DrawnObject] = ()
         self._work = work
         self._labels = self._array(labels.dtype)
 
@@ -88,6 +89,32 @@ class _MaskSink:
         lent: npt.NDArray[np.unsignedinteger[Any]] = self._labels[frame]
         return lent
 
+    def describe(self, objects: ObjectTable, overlapping: Sequence[DrawnObject] = ()) -> None:
+        """Says that the labels are numbers of objects.
+
+        Args:
+            objects: A row for each, of all frames; its class and measures go into formats that hold them.
+            overlapping: Masks of the objects, where the label image does not show all of each.
+        """
+        self._objects, self._overlapping = objects, overlapping
+
+    def close(self) -> list[Path]:
+        """Writes and checks every format, then gives all files their names; returns them and their sidecar.
+
+        Raises:
+            MachineError: The disk is full.
+            InputRefusedError: A format cannot hold the mask, or a file does not read back as it was meant; no file
+                is left then.
+        """
+        export, formats = self._export(), self._formats()
+        paths = [named(self.target, one.ending) for one in formats]
+        with whole_files([*paths, sidecar_path(self.target)], self.id) as parts:
+            records = {one.name: _written(one, export, part) for one, part in zip(formats, parts, strict=False)}
+            said = records.get("nifti", records.get("label-tiff", {}))
+            self.checks |= {**said, "passed": True, "formats": records}
+            write_json(parts[-1], self._content(paths), self.id)
+        return [*paths, sidecar_path(self.target)]
+
     def numbers_of(self, frame: int = 0) -> npt.NDArray[np.uint32]:
         """Lends the sink's own array as :meth:`labels_of` does, made wide enough for numbers of objects."""
         if self._labels.dtype != np.uint32:
@@ -105,6 +132,21 @@ class _MaskSink:
             if narrow[part].any():  # else nothing of the file need be written
                 self._labels[part] = narrow[part]
             let_go(narrow)
+
+    def _formats(self) -> list[Format]:
+        return [FORMATS[name] for name in self.options.formats]
+
+    def _export(self) -> MaskExport:
+        return MaskExport(
+            self.source,
+            self._labels[0],
+            self.label_map,
+            self.provenance or {},
+            self.options,
+            objects=self._objects,
+            movie=self._labels if self.source.frames > 1 else None,
+            overlapping=self._overlapping,
+        )
 
     def _array(self, dtype: npt.DTypeLike, fresh: bool = False) -> npt.NDArray[Any]:
         """Returns labels (frames, I, J[, K]); in memory as in files the first axis runs fastest."""
@@ -137,36 +179,28 @@ class VolumeMaskSink(_MaskSink):
         work: Path | None = None,
     ) -> None:
         NiftiPlace(source)  # refuses a sheared grid
-        super().__init__(source, target, options.labels or labels, provenance, options, work)
+        super().__init__(source, target, labels, provenance, options, work)
         self.probabilities: npt.NDArray[np.float32] | None = None
 
     def write_probabilities(self, probabilities: npt.NDArray[np.float32]) -> None:
         """Takes the probability of each label, (labels, I, J, K) from 0 to 1, for formats that store it."""
         self.probabilities = probabilities
 
-    def close(self) -> list[Path]:
-        """Writes and checks every format, then gives all files their names; returns them and their sidecar.
-
-        Raises:
-            MachineError: The disk is full.
-            InputRefusedError: A format cannot hold the mask, or a file does not read back as it was meant; no file
-                is left then.
-        """
-        export = MaskExport(
-            self.source, self._labels[0], self.label_map, self.provenance or {}, self.options, self.probabilities
-        )
-        formats = [FORMATS[name] for name in self.options.formats]
-        paths = [named(self.target, one.ending) for one in formats]
-        with whole_files([*paths, sidecar_path(self.target)], self.id) as parts:
-            records = {one.name: _written(one, export, part) for one, part in zip(formats, parts, strict=False)}
-            self.checks |= {**records.get("nifti", {}), "passed": True, "formats": records}
-            write_json(parts[-1], self._content(paths), self.id)
-        return [*paths, sidecar_path(self.target)]
+    def _export(self) -> MaskExport:
+        return replace(super()._export(), probabilities=self.probabilities)
 
     def abort(self) -> None:
         """Forgets what was written; nothing of it was visible."""
         super().abort()
         self.probabilities = None
+
+
+class TiffMaskSink(_MaskSink):
+    """The mask of a picture, an uncalibrated volume or several frames; where NIfTI is asked for it is a label TIFF."""
+
+    def _formats(self) -> list[Format]:
+        names = ("label-tiff" if name == "nifti" else name for name in self.options.formats)
+        return [FORMATS[name] for name in dict.fromkeys(names)]
 
 
 def _written(wanted: Format, export: MaskExport, part: Path) -> dict[str, Any]:
@@ -176,33 +210,3 @@ def _written(wanted: Format, export: MaskExport, part: Path) -> dict[str, Any]:
         return wanted.check(part, export)
     except InputRefusedError as error:
         raise InputRefusedError(f"{wanted.name}: {error.what}", error.where, error.remedy) from error
-
-
-class TiffMaskSink(_MaskSink):
-    """The mask of a picture, an uncalibrated volume or several frames as label TIFF (YX, ZYX, TYX or TZYX).
-
-    Where pictures are large it has tiles and a pyramid.
-    """
-
-    def close(self) -> list[Path]:
-        """Writes, reads back, checks and renames; returns the mask and its sidecar.
-
-        Raises:
-            MachineError: The disk is full.
-            InputRefusedError: The file does not read back as it was meant; it is removed.
-        """
-        path = named(self.target, ".tif")
-        pages, axes = pages_of(self._labels[:, np.newaxis])
-        with whole_files([path, sidecar_path(self.target)], self.id) as (part, sidecar):
-            if prod(pages.shape[-2:]) > TILED_PIXELS:
-                self.checks |= self._write_tiled(part, pages, axes)
-            else:
-                save_tiff(part, pages, axes, self.geometry.spacing_mm)
-                self.checks |= check_tiff(part, pages, axes, self.id)
-            write_json(sidecar, self._content([path]), self.id)
-        return [path, sidecar_path(self.target)]
-
-    def _write_tiled(self, part: Path, pages: npt.NDArray[Any], axes: str) -> dict[str, Any]:
-        with levels_of(pages, part) as levels:
-            save_tiled_tiff(part, levels, axes, self.geometry.spacing_mm)
-            return check_tiled_tiff(part, levels, axes, self.id)

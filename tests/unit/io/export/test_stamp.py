@@ -204,11 +204,13 @@ def test_an_empty_mask_is_a_mask() -> None:
 
 
 def test_formats_are_known_by_many_names() -> None:
-    assert list(FORMATS) == ["nifti", "seg-nrrd", "dicom-seg", "rtstruct", "dicom-sr", "dicom-sc"]
+    pictures = ["nifti", "label-tiff", "ome-zarr", "geojson", "imagej-roi", "coco"]
+    assert list(FORMATS) == [*pictures, "seg-nrrd", "dicom-seg", "rtstruct", "dicom-sr", "dicom-sc"]
+    assert [name for name, one in FORMATS.items() if not one.needs_volume] == pictures
     assert parse_formats([]) == ("nifti",)
     assert parse_formats(["sr,SEG", "nrrd", "seg.nrrd", "nii"]) == ("nifti", "seg-nrrd", "dicom-seg", "dicom-sr")
     assert parse_formats(["dicom_sc"]) == ("dicom-sc",)
-    with pytest.raises(UsageError, match="use one of: nifti, seg-nrrd, dicom-seg") as caught:
+    with pytest.raises(UsageError, match="use one of: nifti, label-tiff, ome-zarr") as caught:
         parse_formats(["nifti,analyze"])
     assert "analyze" in caught.value.what
     assert [one.name for one in FORMATS.values() if one.needs_codes] == ["dicom-seg", "dicom-sr"]
