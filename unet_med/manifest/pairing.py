@@ -19,7 +19,8 @@ from unet_med.manifest.places import CHANNEL, IMAGE_SUFFIX, Item, item_of, label
 CONVENTIONS = (
     "put images into images/ and labels of the same names into labels/ (or imagesTr/ and labelsTr/; or NAME and "
     "NAME_mask, NAME_label, NAME_seg or NAME_gt side by side; channels as NAME_0000, NAME_0001 or by their names, as "
-    "NAME_T1, NAME_T2 or NAME/T1, NAME/T2; a DICOM series as the folder images/NAME/ with labels/NAME.nii.gz), or "
+    "NAME_T1, NAME_T2 or NAME/T1, NAME/T2; a DICOM series as the folder images/NAME/ with labels/NAME.nii.gz; one mask "
+    "for each object in masks/NAME/; outlines as NAME.geojson, NAME.zip of ImageJ, or a COCO JSON), or "
     "say which are which with --images 'GLOB' --labels 'GLOB'"
 )
 

@@ -24,6 +24,7 @@ from unet_med.errors import InputRefusedError, UsageError
 from unet_med.io.cases import COLOURS_OR_GREYS
 from unet_med.io.discover import discover
 from unet_med.manifest import BuildOptions, BuildReport, Manifest, build_manifest, load_manifest, save_manifest, verify
+from unet_med.workflows.manifest import make_manifest
 
 OBJECTS = squares()
 
@@ -128,6 +129,21 @@ def test_outlines_of_every_tool_are_the_same_objects(tmp_path: Path) -> None:
     classes = {case.id: case.case.classes for case in manifest.training}
     assert classes["k"] == {1: 1, 2: 2, 3: 1}
     assert manifest.labels == {"background": 0, "odd": 1, "even": 2, "unclassified": 3}
+
+
+def test_outlines_that_are_used_are_not_told_as_skipped(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for number, name in enumerate("qj"):
+        write_image(folder, name, OBJECTS, seed=number)
+    write_geojson(folder / "labels/q.geojson", BOXES)
+    write_rois(folder / "labels/j.zip", BOXES)
+    (folder / "notes.zip").write_bytes(b"PK")
+    outcome = make_manifest(folder, tmp_path / "m.json")
+    assert outcome.exit_code == 0
+    assert [line for line in outcome.lines if line.startswith("skipped")] == [
+        "skipped: 1 .zip files, are archives: unpack them"
+    ]
+    assert "pictures with outlines of ImageJ: 1" in outcome.lines
 
 
 def test_classes_of_outlines_are_classes_of_objects(tmp_path: Path) -> None:
