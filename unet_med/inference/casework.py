@@ -17,20 +17,26 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from unet_med.config import Instances
 from unet_med.data import read_target
 from unet_med.errors import InputRefusedError, MachineError, ModelError, UnetMedError
 from unet_med.geometry import Geometry
 from unet_med.inference.estimate import CaseSize
-from unet_med.inference.large import KeptWork, thinned
+from unet_med.inference.large import KeptWork, predict_objects, thinned
+from unet_med.inference.object_files import picture_of, table_of, table_of_frames, write_tables
+from unet_med.inference.objects import MAPS, MapArchive, Truth, class_map, compare_objects, predict_maps
 from unet_med.inference.peak import PeakMeter
 from unet_med.inference.predictor import Prediction, Predictor, is_out_of_memory
 from unet_med.inference.quality.assessment import Assessment
 from unet_med.inference.quality.evidence import CaseEvidence
 from unet_med.inference.worker import CaseJob
+from unet_med.instances.decode import Objects, objects_of
+from unet_med.instances.measure import count_objects
 from unet_med.io.atomic import whole_file
 from unet_med.io.cases import OpenCase
 from unet_med.io.export.formats import FORMATS
 from unet_med.io.export.measure import count_labels
+from unet_med.io.objects.table import ObjectTable
 from unet_med.io.sinks import VolumeMaskSink, check_formats, open_mask_sink
 from unet_med.labels import LabelMap
 from unet_med.manifest import ManifestCase
@@ -58,7 +64,10 @@ class _Frame:
     number: int
     volume: Volume | None
     truth: npt.NDArray[Any] | None
+    true_objects: Truth | None = None
     labels: npt.NDArray[Any] | None = None
+    objects: Objects | None = None
+    table: ObjectTable | None = None
     voxels: int = 0
 
 
@@ -109,6 +118,7 @@ class CaseWork:
         self._computed: dict[str, Any] = {}
         self._assessment: Assessment | None = None
         self._made: dict[str, Any] = {}
+        self._maps: list[Path] = []
 
     @property
     def image_bytes(self) -> int:
@@ -202,11 +212,15 @@ class CaseWork:
         self._first = self._frame(self._opened, case.frames[0])
 
     def _frame(self, opened: OpenCase, number: int) -> _Frame:
-        truth = None
+        truth = objects = None
         if self.job.truth is not None:
-            truth = _truth(self.job.truth, self._predictor.labels, number)
+            if self._predictor.labels.objects:
+                objects = Truth.of(self.job.truth, self._predictor.labels, number)
+                truth = objects.classes
+            else:
+                truth = _truth(self.job.truth, self._predictor.labels, number)
         volume = lazily(opened, number) if self._size.on_disk else opened.read(frame=number)
-        return _Frame(number, volume, truth)
+        return _Frame(number, volume, truth, objects)
 
     def _compute(self) -> None:
         case = self.job.case
@@ -229,6 +243,9 @@ class CaseWork:
         volume = frame.volume
         if volume is None:
             return
+        if self._predictor.objects is not None:
+            self._predict_objects(frame, volume, position, sink, self._predictor.objects)
+            return
         labels = sink.labels_of(position)
         progress = None if self._kept is None else self._kept.progress(position, labels)
         begun = progress is not None and progress.done > 0
@@ -245,6 +262,28 @@ class CaseWork:
         if evidence is not None:
             self._assess(evidence)
         self._show(frame, prediction.labels)
+
+    def _predict_objects(
+        self, frame: _Frame, volume: Volume, position: int, sink: MaskSink, settings: Instances
+    ) -> None:
+        """Keeps the maps of a frame beside its mask, and cuts objects out of them."""
+        path = MapArchive(self.job.folder / MAPS).store(_frame_name(self.job, frame.number))
+        self._maps.append(path)
+        if self._kept is not None:
+            large = predict_objects(self._predictor, volume, self._kept, position, sink, settings)
+            prediction, frame.objects, maps = large
+            path.parent.mkdir(parents=True, exist_ok=True)
+            maps.path.replace(path)
+            frame.labels = prediction.labels
+        else:
+            prediction, maps = predict_maps(self._predictor, volume, path)
+            frame.objects = objects_of(maps, settings)
+            sink.write(None, frame.objects.labels, position)
+            frame.labels = class_map(frame.objects, self._predictor.labels)
+        frame.table = table_of(frame.objects, volume, self._predictor.channels, self._predictor.labels)
+        self._frames.append(frame)
+        self._account(prediction)
+        self._show(frame, frame.labels)
 
     def _account(self, prediction: Prediction) -> None:
         self._note(prediction.notes)
@@ -289,7 +328,8 @@ class CaseWork:
 
     def _write(self) -> None:
         labels, geometry = self._predictor.labels, self.job.case.geometry
-        files = [] if self._sink is None else _close(self._sink)
+        tables = self._write_tables()
+        files = [*([] if self._sink is None else _close(self._sink)), *tables]
         checks = dict(getattr(self._sink, "checks", {}))
         volumes: list[dict[str, Any]] = []
         pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
@@ -302,9 +342,38 @@ class CaseWork:
         self._made = {"checks": checks, "volumes": volumes}
         if pairs:
             self._made["labels"] = self._with_prediction(_scores(pairs, geometry, labels))
+        if self._predictor.objects is not None:
+            self._made |= self._counted()
         if self.job.preview:
             files.append(_write_preview(self.job, self._shown, self.job.export.labels or labels))
-        self._made["outputs"] = [path.relative_to(self.job.folder).as_posix() for path in files]
+        self._made["outputs"] = [path.relative_to(self.job.folder).as_posix() for path in (*files, *self._maps)]
+
+    def _write_tables(self) -> list[Path]:
+        """Writes the tables of objects, and tells the sink what its numbers stand for."""
+        frames = {frame.number: frame.table for frame in self._frames if frame.table is not None}
+        if not frames:
+            return []
+        table = table_of_frames(frames)
+        describe = getattr(self._sink, "describe", None)
+        if describe is not None:
+            describe(table)
+        try:
+            return write_tables(table, self.job.folder, self.job.name)
+        except MachineError as error:
+            raise OutputError(error.what, error.where, error.remedy) from error
+
+    def _counted(self) -> dict[str, Any]:
+        """Counts the objects of each class in each frame; matches them with the true ones."""
+        found: dict[str, Any] = {"objects": []}
+        for frame in self._frames:
+            if frame.objects is None or frame.table is None:
+                continue
+            rows = count_objects(frame.table, self.job.case.geometry, self._predictor.labels.names)
+            number = frame.number if len(self._frames) > 1 else None
+            found["objects"] += [{"frame": number, **row} for row in rows]
+            if frame.true_objects is not None:
+                found["instance"] = compare_objects(frame.objects.labels, frame.true_objects)
+        return found
 
     def _with_prediction(self, scores: dict[str, Any]) -> dict[str, Any]:
         """Puts the predicted Dice of each structure beside its true one."""
@@ -364,6 +433,10 @@ def score_case(
     return {name: own | evidence.features()[0][name] for name, own in scores.items()}, notes
 
 
+def _frame_name(job: CaseJob, frame: int) -> str:
+    return job.name if len(job.case.frames) == 1 else f"{job.name}_t{frame:03d}"
+
+
 def _close(sink: MaskSink) -> list[Path]:
     try:
         return sink.close()
@@ -412,9 +485,12 @@ def _write_preview(job: CaseJob, shown: _Frame | None, labels: LabelMap) -> Path
     if shown is None or shown.volume is None or shown.labels is None:
         raise InputRefusedError("the case has no frame", job.case.id, "check the file")
     geometry = shown.volume.geometry
-    image, found = thinned(shown.volume.array, geometry.shape), thinned(shown.labels, geometry.shape)
-    truth = None if shown.truth is None else thinned(shown.truth, geometry.shape)
-    picture = outline_preview(image, found, geometry.spacing_mm, labels, truth, geometry.orientation)
+    if shown.objects is None:
+        image, found = thinned(shown.volume.array, geometry.shape), thinned(shown.labels, geometry.shape)
+        truth = None if shown.truth is None else thinned(shown.truth, geometry.shape)
+        picture = outline_preview(image, found, geometry.spacing_mm, labels, truth, geometry.orientation)
+    else:
+        picture = picture_of(shown.objects, shown.volume, labels, shown.true_objects)
     try:
         with whole_file(path, job.case.id) as part:
             Image.fromarray(picture).save(part, format="PNG")

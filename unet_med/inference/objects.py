@@ -58,21 +58,23 @@ def class_map(objects: Objects, labels: LabelMap) -> npt.NDArray[np.uint8 | np.u
     return found
 
 
-def compare_objects(found: IntArray, truth: IntArray, unknown: BoolArray | None = None) -> dict[str, Any]:
+def compare_objects(found: IntArray, truth: Truth) -> dict[str, Any]:
     """Matches objects with true ones, see :func:`unet_med.metrics.match_objects`.
+
+    Objects that lie mostly where nobody labelled are left out, and what others have of it.
 
     Args:
         found: Numbers of objects that were found, 0 for background.
-        truth: Numbers of true objects.
-        unknown: Where nobody labelled: objects that lie mostly there are left out, and what others have of it.
+        truth: What is true.
     """
+    unknown = truth.unknown
     if unknown is None or not unknown.any():
-        return match_objects(found, truth)
+        return match_objects(found, truth.objects)
     inside = np.bincount(found[~unknown], minlength=int(found.max(initial=0)) + 1)
     outside = np.bincount(found[unknown], minlength=len(inside))
     kept = inside >= outside
     kept[0] = False
-    return match_objects(np.where(unknown | ~kept[found], 0, found), np.where(unknown, 0, truth))
+    return match_objects(np.where(unknown | ~kept[found], 0, found), np.where(unknown, 0, truth.objects))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +111,7 @@ def score_objects(found: Objects, truth: Truth, labels: LabelMap) -> dict[str, A
     """
     return {
         "labels": dict(case_metrics(class_map(found, labels), truth.classes, truth.spacing_mm, labels)),
-        "instance": compare_objects(found.labels, truth.objects, truth.unknown),
+        "instance": compare_objects(found.labels, truth),
     }
 
 

@@ -35,6 +35,8 @@ _PUBLIC = (
     *("engine", "engine_why", "windows", "windows_skipped"),
     *("predicted_dice", "agreement", "unusual", "look_at"),
 )
+COUNTS = "counts.csv"
+_COUNT_COLUMNS = ("id", "class", "objects", "density", "unit", "covered", "mean_size", "frame")
 _VOLUME_COLUMNS = ("id", "label", "ml", "value", "unit", "voxels", "frame")
 _REPORT_SECONDS = 1.0
 
@@ -125,7 +127,11 @@ class CaseFolder:
         }
 
     def write_report(self) -> dict[str, Any]:
-        """Writes ``report.json``, ``volumes.csv`` and, beside NIfTI masks, label tables; returns the report."""
+        """Writes ``report.json``, ``volumes.csv``, ``counts.csv`` of objects, label tables beside NIfTI masks.
+
+        Returns:
+            The report.
+        """
         content = self.report()
         if any(str(name).endswith(".nii.gz") for entry in content["cases"] for name in entry["outputs"]):
             write_label_tables(self.journal.out / self.masks, self.export.labels or self.models[0].labels)
@@ -136,6 +142,10 @@ class CaseFolder:
             for row in record.get("volumes", [])
         ]
         write_table(self.journal.out / VOLUMES, _VOLUME_COLUMNS, rows)
+        if self.models[0].labels.objects:
+            records = self.journal.records().values()
+            counts = [{"id": record["id"], **row} for record in records for row in record.get("objects", [])]
+            write_table(self.journal.out / COUNTS, _COUNT_COLUMNS, counts)
         self._reported[0] = time.monotonic()
         return content
 

@@ -10,11 +10,14 @@ from typing import Any
 from unet_med import __version__
 from unet_med.bundle import BundleInfo, labels_of, read_bundle_info, save_ensemble
 from unet_med.config import PipelineConfig
+from unet_med.inference.objects import MAPS, MapArchive
 from unet_med.inference.quality import assessment, outliers
 from unet_med.metrics import summarise
 from unet_med.training.postprocessing import Choice, MaskPairs, choose_postprocess
 from unet_med.training.tracking import Tracker
 from unet_med.workflows.evaluate import score_table
+from unet_med.workflows.objects import META_KEY as OBJECTS
+from unet_med.workflows.objects import changes_of, object_table, tuned
 from unet_med.workflows.record import case_rows, final_metrics
 from unet_med.workflows.session import FoldOutcome
 
@@ -50,6 +53,11 @@ def combine_folds(
         config = config.replacing({"postprocess": choice.settings.model_dump(mode="json")})
         result["postprocessing"] = meta["postprocessing"] = choice.as_dict(first.config.postprocess)
         meta["reasons"] |= choice.reasons
+    if labels_of(config).objects and config.instances.tune:
+        tuning = tuned([MapArchive(out / name / MAPS) for name in outcomes], first.config.instances)
+        config = config.replacing(changes_of(tuning.settings))
+        result[OBJECTS] = meta[OBJECTS] = tuning.as_dict()
+        meta["reasons"]["instances"] = tuning.reason
     meta |= _knowledge(outcomes, tuple(members.values()), meta["training"]["n_cases"])
     result["model_sha256"] = save_ensemble(
         out / "model", {name: info.folder for name, info in members.items()}, config, meta
@@ -117,6 +125,7 @@ def _lines(
     lines = [
         f"out of fold, {result['n_cases']} cases, each by the model that had not seen it ({out / 'metrics.json'}):",
         *score_table(result),
+        *object_table(result),
         f"Dice of the folds: {folds or '-'}",
     ]
     if choice is not None:
@@ -124,6 +133,8 @@ def _lines(
         if choice.after != choice.before:
             dice = ", ".join(f"{name} {value:.4f}" for name, value in choice.after.items())
             lines.append(f"Dice with what was chosen on these masks: {dice}")
+    if OBJECTS in result:
+        lines.append(f"instances: {meta['reasons']['instances']}")
     lines.append(f"ensemble of {members}: {out / 'model'} (sha256 {result['model_sha256'][:12]})")
     lines += assessment.quality_lines(meta)
     if version:

@@ -20,6 +20,7 @@ from unet_med.metrics import summarise
 from unet_med.training.postprocessing import MaskPairs
 from unet_med.workflows.casefolder import CaseFolder, refused_entry, starved, write_table
 from unet_med.workflows.journal import open_job
+from unet_med.workflows.objects import object_table
 from unet_med.workflows.outcome import DONE, MACHINE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 
@@ -151,7 +152,8 @@ def _finish(
 ) -> Outcome:
     done = [record for record in records if record["status"] == "done"]
     troubled = [*refused, *(record for record in records if record["status"] != "done")]
-    scored = [{"id": r["id"], "labels": r["labels"], "seconds": r["seconds"]} for r in done]
+    kinds = ("id", "labels", "instance", "seconds")
+    scored = [{kind: r[kind] for kind in kinds if kind in r} for r in done]
     metrics = summarise(scored) | dict(facts)
     metrics["refused"] = [{"id": r["id"], "status": r["status"], "reason": r["reason"]} for r in troubled]
     write_json(out / METRICS, metrics, METRICS)
@@ -173,7 +175,7 @@ def _lines(metrics: Mapping[str, Any], troubled: Sequence[Mapping[str, Any]], ou
     lines = [f"{metrics['evaluated']}: {metrics['n_cases']} cases in {metrics['wall_seconds']:.1f} s"]
     if metrics["trained_on"]:
         lines.append(f"WARNING: the model was trained on {metrics['trained_on']} of these cases")
-    lines += score_table(metrics)
+    lines += [*score_table(metrics), *object_table(metrics)]
     lines += [f"{entry['status']}: {entry['id']}: {entry['reason']}" for entry in troubled[:_SHOWN]]
     lines.append(f"{METRICS}, {TABLE}, {MASKS}/ and previews/: {out}")
     return lines

@@ -21,6 +21,7 @@ from unet_med.data import CachedCase, PreparedCases, prepare_cases
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError
 from unet_med.identity import case_tag
 from unet_med.inference.device import precision_name
+from unet_med.inference.objects import MAPS, MapArchive
 from unet_med.inference.predictor import is_out_of_memory
 from unet_med.inference.quality import assessment, outliers
 from unet_med.io.atomic import whole_file, write_json
@@ -46,6 +47,8 @@ from unet_med.workflows.cascade import (
     train_first_stage,
 )
 from unet_med.workflows.evaluate import score_cases
+from unet_med.workflows.objects import META_KEY as OBJECTS
+from unet_med.workflows.objects import ScoredObjects, changes_of, keep_maps, object_table, score_kept
 from unet_med.workflows.progress import track
 from unet_med.workflows.record import Recorder, case_rows, describe_run, ending, final_metrics, open_run, shareable
 from unet_med.workflows.session import JOURNAL, FoldCases, FoldOutcome, Session
@@ -256,10 +259,19 @@ def _fit_and_score(
         with trainer.evaluating() as network:
             meta["receptive_field"] = described_field(config.network, network, trainer.patch)
         save_bundle(folder / "model", config, result.last, meta, low)
-    scored, unscored = _scored(folder / "model", held_out, session)
+    found: ScoredObjects | None = None
+    if labels.objects:
+        found, unscored = _objects(folder, held_out, config, labels, session)
+        scored = [] if found is None else found.scored
+    else:
+        scored, unscored = _scored(folder / "model", held_out, session)
     if not team.leads:
         return FoldOutcome({}, [], 0, [])
     metrics = summarise(scored) | {"refused": unscored}
+    if found is not None and found.tuning is not None:
+        config = config.replacing(changes_of(found.tuning.settings))
+        metrics[OBJECTS] = meta[OBJECTS] = found.tuning.as_dict()
+        meta["reasons"] = {**plan.reasons, "instances": found.tuning.reason}
     meta["results"] = {"held_out": {k: v for k, v in metrics.items() if k != "cases"}}
     meta |= _knowledge(scored, training.cases, learnt_from)
     learnt = None if low else learn_emptiness(training.cases, config)  # such a rule knows the image alone
@@ -321,6 +333,20 @@ def _scored(
         sorted(chain(*part), key=lambda entry: order[entry["id"]]) for part in zip(*team.gather(own), strict=True)
     )
     return scored, refused
+
+
+def _objects(
+    folder: Path, held_out: Sequence[ManifestCase], config: PipelineConfig, labels: LabelMap, session: Session
+) -> tuple[ScoredObjects | None, list[dict[str, Any]]]:
+    """Keeps the maps of the held-out cases, dealt out to the processes; the first chooses thresholds and scores."""
+    team, archive = session.team, MapArchive(folder / MAPS)
+    team.gather("saved")
+    mine = team.deal(held_out)
+    refused = keep_maps(folder / "model", mine, archive, str(session.device), _progress(team)) if mine else []
+    refused = list(chain(*team.gather(refused)))
+    if not team.leads:
+        return None, refused
+    return score_kept(archive, config.instances, labels), refused
 
 
 def _meta(
@@ -388,6 +414,7 @@ def _fold_lines(
             lines.append(f"  {label}: Dice {values['dice']:.4f}, IoU {values['iou']:.4f}")
     if metrics["mean"].get("dice") is not None:
         lines.append(f"  mean over {metrics['n_cases']} held-out cases: Dice {metrics['mean']['dice']:.4f}")
+    lines += [f"  {line}" for line in object_table(metrics)]
     lines.append(f"  model: {folder / 'model'} (sha256 {sha256[:12]})")
     if version:
         lines.append(f"  registered: {version}")

@@ -38,6 +38,7 @@ MAX_DEATHS = 3
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 90.0
 _LOCK_SECONDS = 30.0
+_OF_ALL_CASES = ("report.json", "volumes.csv", "counts.csv", "metrics.json", "cases.csv")
 _IGNORED = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
@@ -362,7 +363,7 @@ def _clear(out: Path) -> None:
         record = _read(path) or {}
         for name in record.get("outputs", []):
             _remove_output(out, str(name))
-    for name in ("report.json", "volumes.csv", "metrics.json", "cases.csv", ITKSNAP_LABELS, SLICER_COLOURS):
+    for name in (*_OF_ALL_CASES, ITKSNAP_LABELS, SLICER_COLOURS):
         (out / name).unlink(missing_ok=True)
         (out / "masks" / name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

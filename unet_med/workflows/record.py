@@ -127,7 +127,9 @@ def case_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     for case in metrics["cases"]:
         row: dict[str, Any] = {"case": case_tag(case["id"])}
         for kind, values in case.items():
-            if isinstance(values, Mapping):
+            if kind == "instance":
+                row |= {f"objects/{name}": value for name, value in _object_scores(values).items()}
+            elif isinstance(values, Mapping):
                 row |= {f"{kind}/{label}": value for label, value in values.items()}
         rows.append(row)
     return rows
@@ -142,7 +144,19 @@ def final_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
             for k, v in values.items()
             if k in ("dice", "iou", "hd95_mm", "nsd") and v is not None
         }
-    return final
+    instance = metrics.get("instance") or {}
+    return final | {f"final/objects/{k}": v for k, v in _object_scores(instance).items() if v is not None}
+
+
+def _object_scores(instance: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the scores of objects, one number for each name: AP at each IoU, and all others."""
+    scores: dict[str, Any] = {}
+    for name, value in instance.items():
+        if isinstance(value, Mapping):
+            scores |= {f"{name}/{key}": one for key, one in value.items()}
+        else:
+            scores[name] = value
+    return scores
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from unet_med.config import PipelineConfig, load_config
 from unet_med.doctoring import quick_findings
 from unet_med.errors import UsageError
 from unet_med.inference.device import choose_device
+from unet_med.inference.objects import MAPS
 from unet_med.io.atomic import write_json
 from unet_med.manifest import Manifest, load_manifest
 from unet_med.training.distributed import Team, open_team, own_device
@@ -112,8 +113,10 @@ def train(
             journal |= {"finished": True, "result": result, "lines": lines}
             write_json(out / JOURNAL, journal, JOURNAL)
             shutil.rmtree(out / "cache", ignore_errors=True)
+        if not team.leads:  # the exit code is the leader's to give: at the first but 0 torchrun ends all others
+            return Outcome(result)
         refused = any(outcome.refused for outcome in outcomes.values())
-        return Outcome(result, lines if team.leads else [], SOME_REFUSED if refused else 0)
+        return Outcome(result, lines, SOME_REFUSED if refused else 0)
 
 
 def _examined(manifest: Manifest) -> list[str]:
@@ -238,7 +241,7 @@ def _open_run(out: Path, job: str, resume: bool, overwrite: bool) -> dict[str, A
     """Claims the run folder and returns its journal."""
     journal = out / JOURNAL
     if overwrite and journal.exists():
-        for name in ("cache", "checkpoint", CASCADE, "model", "model_best", MASKS):
+        for name in ("cache", "checkpoint", CASCADE, "model", "model_best", MASKS, MAPS):
             shutil.rmtree(out / name, ignore_errors=True)
         for folder in out.glob("fold_*"):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,157 @@
+"""``unet-med retune``: other thresholds of objects, on maps that are kept; no network is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unet_med.bundle import BundleInfo, change_bundle, read_bundle_info
+from unet_med.config import Instances, PipelineConfig
+from unet_med.errors import ConfigError, NothingUsableError, UsageError
+from unet_med.inference.objects import MAPS, MapArchive
+from unet_med.instances.tuning import KEYS
+from unet_med.io.atomic import write_json
+from unet_med.metrics import summarise
+from unet_med.workflows.objects import META_KEY, changes_of, object_table, scored_objects, tuned
+from unet_med.workflows.outcome import Outcome
+
+_METRICS = "metrics.json"
+_MODELS = ("model", "model_best")
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """The models of a fold and the maps of what they had not seen."""
+
+    models: tuple[Path, ...]
+    archive: MapArchive
+
+    @classmethod
+    def of(cls, folder: Path) -> _Fold | None:
+        """Returns the fold that a folder holds; ``None``: no maps are kept in it."""
+        archive = MapArchive(folder / MAPS)
+        models = tuple(folder / name for name in _MODELS if (folder / name).is_dir())
+        return cls(models, archive) if models and archive.names() else None
+
+
+def retune(run: Path, overrides: Sequence[str] = ()) -> Outcome:
+    """Chooses the thresholds of objects again, or takes given ones, and scores the held-out cases with them.
+
+    Args:
+        run: Run folder of a model of objects. Its models are changed, and the scores in ``metrics.json``.
+        overrides: ``instances.KEY=VALUE``; what is not given is kept. Nothing given: everything is chosen anew.
+
+    Raises:
+        UsageError: when the folder is no run of objects, or a key is none that is chosen after training.
+        ConfigError: for a value that a key cannot have.
+        NothingUsableError: when no maps are kept.
+    """
+    folds = _folds(run)
+    ensemble = read_bundle_info(run / "model") if len(folds) > 1 else None
+    given = _given(overrides)
+    scored: list[dict[str, Any]] = []
+    reasons: list[str] = []
+    per_fold: dict[str, Any] = {}
+    for name, fold in folds.items():
+        settings, told, reason = _settings([fold.archive], read_bundle_info(fold.models[0]), given)
+        for model in fold.models:
+            _change(model, settings, told, reason)
+        cases = scored_objects(fold.archive, settings, read_bundle_info(fold.models[0]).labels)
+        if ensemble is not None:
+            per_fold[name] = summarise(cases)["mean"]
+            _write_metrics(run / name / _METRICS, cases, told)
+        else:
+            reasons.append(reason)
+        scored += cases
+    if ensemble is not None:
+        settings, told, reason = _settings([fold.archive for fold in folds.values()], ensemble, given)
+        _change(run / "model", settings, told, reason)
+        reasons.append(reason)
+    metrics = _write_metrics(run / _METRICS, scored, told, {"folds": per_fold} if per_fold else {})
+    lines = [f"instances: {reasons[-1]}", *object_table(metrics), f"{_METRICS} and model: {run}"]
+    return Outcome({key: value for key, value in metrics.items() if key != "cases"}, lines)
+
+
+def given_settings(given: Mapping[str, Any], config: PipelineConfig) -> Instances:
+    """Returns how a model cuts objects out, with some settings replaced.
+
+    Raises:
+        ConfigError: for a value that a key cannot have.
+    """
+    return config.replacing({f"instances.{key}": value for key, value in given.items()}).instances
+
+
+def _settings(
+    archives: Sequence[MapArchive], info: BundleInfo, given: Mapping[str, Any]
+) -> tuple[Instances, dict[str, Any], str]:
+    """Returns settings, what metrics and bundle keep of how they came about, and the same in words."""
+    before = info.config.instances
+    if not given:
+        tuning = tuned(archives, before)
+        return tuning.settings, tuning.as_dict(), tuning.reason
+    settings = given_settings(given, info.config)
+    chosen = {key: getattr(settings, key) for key in KEYS}
+    return settings, {"chosen": chosen, "given": sorted(given)}, f"{_listed(chosen)}: {', '.join(sorted(given))} given"
+
+
+def _listed(chosen: Mapping[str, float]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in chosen.items())
+
+
+def _change(model: Path, settings: Instances, told: Mapping[str, Any], reason: str) -> None:
+    reasons = {**read_bundle_info(model).meta.get("reasons", {}), "instances": reason}
+    change_bundle(model, changes_of(settings), {META_KEY: told, "reasons": reasons})
+
+
+def _write_metrics(
+    path: Path, scored: Sequence[Mapping[str, Any]], told: Mapping[str, Any], more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Replaces the scores in ``metrics.json`` and keeps what else it says."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    metrics = {**before, **summarise(scored), META_KEY: dict(told), **(more or {})}
+    write_json(path, metrics, path.name)
+    return metrics
+
+
+def _folds(run: Path) -> dict[str, _Fold]:
+    if not (run / "run.json").is_file():
+        raise UsageError("the folder is no run", run.name, "give the folder that `unet-med train --out` wrote")
+    info = read_bundle_info(run)
+    if not info.labels.objects:
+        raise UsageError("the model tells no objects apart", run.name, "train with task: instance")
+    names = [run.name] if not info.members else sorted(path.name for path in run.glob("fold_*"))
+    found = {name: _Fold.of(run / name if info.members else run) for name in names}
+    folds = {name: fold for name, fold in found.items() if fold is not None}
+    if not folds:
+        raise NothingUsableError(
+            "the run keeps no maps of held-out cases",
+            run.name,
+            "train with --fold N or --fold cv, which hold cases out",
+        )
+    return folds
+
+
+def _given(overrides: Sequence[str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        name = key.strip().removeprefix("instances.")
+        if not separator or name not in KEYS:
+            raise UsageError(
+                f"--set {override!r} names nothing that is chosen after training",
+                "--set",
+                f"write instances.KEY=VALUE with KEY one of {', '.join(KEYS)}",
+            )
+        try:
+            given[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override!r} has no value", "--set", "write instances.KEY=NUMBER") from error
+    return given
