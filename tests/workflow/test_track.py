@@ -226,11 +226,11 @@ def test_pictures_show_tracks_in_their_colours_on_the_image() -> None:
     painter = TrackPainter(linking, (0.5, 0.5), (64, 64), (0.0, 10.0))
     named = [linking.relabel(number, labels) for number, labels in enumerate(frames)]
     picture = painter.paint(0, named[0], np.full((64, 64), 5.0))
-    assert picture.shape == (256, 256, 3)
+    assert picture.shape == (320, 320, 3)
     assert picture[-1, -1].tolist() == [128, 128, 128]
     label = int(named[0][45, 45])
     edge = int(np.flatnonzero(named[0][:, 45] == label)[0])
-    assert picture[4 * 45 + 2, 4 * edge].tolist() == list(track_colour(label))  # rows are y
+    assert picture[5 * 45 + 2, 5 * edge].tolist() == list(track_colour(label))  # rows are y
     born = painter.paint(3, named[3])
     assert (born == 255).all(axis=2).sum() > 20  # white lines to both daughters
     assert not (painter.paint(4, named[4]) == 255).all(axis=2).any()

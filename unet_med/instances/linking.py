@@ -10,7 +10,7 @@ single-particle tracking in live-cell time-lapse sequences", Nature Methods 5:69
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,6 +39,7 @@ _GAP_SWELLING = 3.0  # largest factor between the sizes before and after a gap
 _SHRUNK = 0.9  # a daughter has at most this share of her mother's size
 _TWIN = 0.3  # the smaller daughter has at least this share of the other's size
 _KEPT = 2.0  # both daughters together have half to twice their mother's size
+_NEAR = 2.0  # a daughter lies at most that many diameters of her mother from her
 _DRIFT = 0.6  # how far the middle of two daughters may lie from their mother, in her diameters
 _MERGED = 1.5  # an object that grew by this factor at once is two objects in one mask, no mother
 
@@ -174,22 +175,22 @@ class _Costs:
         """Returns the cost of an object that begins at ``daughter`` beside another one that came from ``mother``."""
         new, old = _node(daughter), _node(mother)
         twin = self.next.get(old)
-        if twin is None or twin[0] != new[0]:
+        return np.inf if twin is None or twin[0] != new[0] else self.birth(old, twin, new)
+
+    def birth(self, mother: Node, twin: Node, daughter: Node) -> float:
+        """Returns the cost of a mother that is gone where two objects are; infinite if they are not hers."""
+        before, now = self._frames[mother[0]], self._frames[twin[0]]
+        both = [daughter[1], twin[1]]
+        away = np.linalg.norm(now.centres[both] - before.centres[mother[1]], axis=1) / before.diameters[mother[1]]
+        sizes = now.sizes[both] / before.sizes[mother[1]]
+        if away.max() > _NEAR or sizes.max() > _SHRUNK or sizes.min() < _TWIN * sizes.max() or self._swelled(mother):
             return np.inf
-        before, now = self._frames[old[0]], self._frames[new[0]]
-        reach = 2.0 * before.diameters[old[1]]
-        if np.abs(now.centres[new[1]] - before.centres[old[1]]).max() > reach:
-            return np.inf
-        sizes = now.sizes[[new[1], twin[1]]]
-        total = float(sizes.sum() / before.sizes[old[1]])
-        unlike = float(sizes.min() / sizes.max())
-        middle = (now.centres[[new[1], twin[1]]] * sizes[:, None]).sum(axis=0) / sizes.sum()
-        drift = float(np.linalg.norm(middle - before.centres[old[1]]) / (_DRIFT * before.diameters[old[1]]))
-        kept = abs(np.log(total)) / np.log(_KEPT)
-        shrunk = sizes.max() <= _SHRUNK * before.sizes[old[1]]
-        if not shrunk or unlike < _TWIN or max(drift, kept) >= 1.0 or self._swelled(old):
-            return np.inf
-        return float(0.4 * drift**2 + 0.3 * kept**2 + 0.3 * (1.0 - unlike) ** 2)
+        middle = (now.centres[both] * sizes[:, None]).sum(axis=0) / sizes.sum()
+        reach = _DRIFT * before.diameters[mother[1]] * np.sqrt(twin[0] - mother[0])
+        drift = float(np.linalg.norm(middle - before.centres[mother[1]]) / reach)
+        kept = float(abs(np.log(sizes.sum())) / np.log(_KEPT))
+        unlike = 1.0 - float(sizes.min() / sizes.max())
+        return 0.4 * drift**2 + 0.3 * kept**2 + 0.3 * unlike**2 if max(drift, kept) < 1.0 else np.inf
 
     def _swelled(self, node: Node) -> bool:
         """Whether the object is much larger than a few frames ago: two that share a mask for a while."""
@@ -234,7 +235,40 @@ def _parents(frames: Sequence[FrameObjects], links: Sequence[Indices], settings:
         for frame, objects in enumerate(frames)
     ]
     tree = tracker.predict(nodes, connected_edges=list(costs.next.items()))
-    return {_node(later): _node(earlier) for earlier, later in tree.edges()}
+    parents = {_node(later): _node(earlier) for earlier, later in tree.edges()}
+    return parents | _late_daughters(costs, frames, parents, settings) if settings.divisions else parents
+
+
+def _late_daughters(
+    costs: _Costs, frames: Sequence[FrameObjects], parents: Mapping[Node, Node], settings: LinkSettings
+) -> dict[Node, Node]:
+    """Returns the mothers of objects that begin some frames after the division, or whose mother was missing before it.
+
+    The mother is the latest ancestor of an object beside that can be, no further back than a gap reaches. Objects at
+    the border are left out: what of them is seen may grow and shrink at any time.
+    """
+    children = Counter(parents.values())
+    offers: list[tuple[float, Node, Node]] = []
+    for frame, objects in enumerate(frames[1:], start=1):
+        inside = ~objects.at_border
+        for index in np.flatnonzero(inside).tolist():
+            if (frame, index) in parents:
+                continue
+            away = np.linalg.norm(objects.centres - objects.centres[index], axis=1)
+            near = inside & (away < 2.0 * _NEAR * objects.diameters) & (np.arange(len(away)) != index)
+            for twin in np.flatnonzero(near).tolist():
+                mother = parents.get((frame, twin))
+                while mother and frame - mother[0] <= settings.max_gap + 1 and children[mother] == 1:
+                    cost = costs.birth(mother, (frame, twin), (frame, index))
+                    if cost < _NO_LINK:
+                        offers.append((cost, mother, (frame, index)))
+                        break
+                    mother = parents.get(mother)
+    found: dict[Node, Node] = {}
+    for _, mother, daughter in sorted(offers):
+        if daughter not in found and mother not in found.values():
+            found[daughter] = mother
+    return found
 
 
 # ---- tracks ----------------------------------------------------------------------------------------------------------

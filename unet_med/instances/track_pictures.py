@@ -21,6 +21,7 @@ _TAIL = 8
 _TEXT = 14
 _GAP = 4
 _LARGEST = 1024
+_LEAST = 320
 _PERCENTILES = (0.5, 99.8)
 _PAPER: Colour = (16, 16, 16)
 _INK: Colour = (235, 235, 235)
@@ -41,7 +42,7 @@ class TrackPainter:
         shape: Of a frame, (I, J[, K]); volumes are shown from above, as their brightest values and their first labels
             along K.
         window: Grey values that are shown as black and white.
-        longest: Pixels of a picture's longer side, at most.
+        longest: Pixels of a picture's longer side, at most; small ones are drawn larger.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class TrackPainter:
         self._linking = linking
         self._window = window
         self._step = max(1, -(-max(shape[:2]) // longest))
-        self._factor = max(1, 256 // max(shape[:2]))
+        self._factor = max(1, _LEAST // max(shape[:2]))
         self._per_pixel = np.asarray(spacing[:2])
         names = np.array([track_colour(track.label) for track in linking.tracks], dtype=np.float64).reshape(-1, 3)
         self._colours = np.concatenate([np.zeros((1, 3)), names])

@@ -63,7 +63,7 @@ def test_missing_and_merged_masks_cost_little_more_than_themselves(movie: Movie,
     assert scores["TRA"] >= scores["DET"] - 0.03
     assert scores["TRA"] >= 0.9
     assert found >= 0.6 * true
-    assert found >= 0.8 * claimed
+    assert found >= 0.7 * claimed
 
 
 # ---- one thing at a time ---------------------------------------------------------------------------------------------
@@ -92,6 +92,14 @@ def test_a_cell_that_divides_has_two_daughters() -> None:
     assert linking.tracks == (Track(1, 0, 2), Track(2, 3, 5, 1), Track(3, 3, 5, 1))
     assert (linking.divisions, linking.gaps) == (1, 0)
     assert _parts(frames, divisions=False) in ([(0, 5, 0), (3, 5, 0)], [(0, 2, 0), (3, 5, 0), (3, 5, 0)])
+
+
+def test_a_mother_is_found_when_she_or_a_daughter_is_missing() -> None:
+    before, daughters = [_discs((30, 30, 8))] * 3, [_discs((25 - t, 30, 5.6), (35 + t, 30, 5.6)) for t in range(4)]
+    nothing, one = np.zeros_like(before[0]), np.where(daughters[0] == 1, 1, 0)
+    assert _parts([*before, nothing, *daughters]) == [(0, 2, 0), (4, 7, 1), (4, 7, 1)]
+    assert _parts([*before, one, *daughters[1:]]) == [(0, 2, 0), (3, 6, 1), (4, 6, 1)]
+    assert _parts([*before, one, *daughters[1:]], max_gap=0)[-1] == (4, 6, 0)
 
 
 def test_a_cell_that_comes_close_is_no_daughter() -> None:
