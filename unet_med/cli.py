@@ -489,8 +489,12 @@ def score(
     predictions: Annotated[Path, typer.Argument(metavar="PRED_DIR", exists=True, help="Masks to score.")],
     references: Annotated[Path, typer.Argument(metavar="REF_DIR", exists=True, help="True labels.")],
     task: Annotated[
-        Literal["semantic", "instance"] | None,
-        typer.Option("--task", help="What label values mean: kinds of things (default), or single objects."),
+        Literal["semantic", "instance", "tracking", "membrane"] | None,
+        typer.Option(
+            "--task",
+            help="What label values mean: kinds of things (default), single objects, objects followed through time "
+            "(folders of the Cell Tracking Challenge), or membranes between cells.",
+        ),
     ] = None,
     tolerance_mm: Annotated[
         float, typer.Option("--tolerance-mm", metavar="MM", min=0.0, help="Tolerance of the surface Dice (NSD).")
@@ -499,11 +503,24 @@ def score(
         int | None,
         typer.Option("--ignore-label", metavar="VALUE", min=1, help="Value in the true labels that is not scored."),
     ] = None,
+    axes: AxesOption = None,
+    membrane: Annotated[
+        int | None,
+        typer.Option("--membrane", metavar="VALUE", min=0, help="Value of membranes; default: by its name, else 0."),
+    ] = None,
 ) -> Outcome:
     """Score masks made by anything against true labels."""
     from unet_med.workflows.score import score as workflow
 
-    return workflow(predictions, references, task=task, tolerance_mm=tolerance_mm, ignore_label=ignore_label)
+    return workflow(
+        predictions,
+        references,
+        task=task,
+        tolerance_mm=tolerance_mm,
+        ignore_label=ignore_label,
+        axes=axes,
+        membrane=membrane,
+    )
 
 
 @_command

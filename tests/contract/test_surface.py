@@ -27,7 +27,7 @@ SURFACE = {
     "evaluate": "model --data --out --fold --split --allow-training-cases --device --overwrite",
     "predict": "model input_ out --also --format --seg-type --labels --deidentify --tta --device --memory-gb --part "
     f"{INTAKE} --overwrite",
-    "score": "predictions references --task --tolerance-mm --ignore-label",
+    "score": "predictions references --task --tolerance-mm --ignore-label --axes --membrane",
     "track": "masks out --images --max-move --max-gap --no-divisions --series --axes --pixel-size --overwrite",
     "run": f"pipeline folder --out --max-minutes --device --set --format {INTAKE} --overwrite",
     "demo": "kind --out --max-minutes --overwrite",

@@ -73,7 +73,10 @@ def test_objects_are_matched_symmetrically_and_renumbering_changes_nothing(
     mask, truth = pair
     there, back = match_objects(mask, truth), match_objects(truth, mask)
     assert there["matched"] == back["matched"]
-    assert there == match_objects(np.where(mask > 0, 200 - mask, 0), truth)
+    renumbered = match_objects(np.where(mask > 0, 200 - mask, 0), truth)
+    # Where two objects are equally good, AJI depends on which is taken.
+    for key in there.keys() - {"aji", "aji_plus"}:
+        assert there[key] == renumbered[key]
     counts = list(there["matched"].values())
     assert counts == sorted(counts, reverse=True)
     assert counts[0] <= min(there["n_mask"], there["n_label"])

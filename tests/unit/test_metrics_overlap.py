@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unet_med.errors import InputRefusedError
-from unet_med.metrics import Overlap, overlap_of_blocks, overlap_table
+from unet_med.metrics import Overlap, match_objects, overlap_of_blocks, overlap_table
 
 
 def as_dict(table: Overlap) -> dict[str, dict[object, int]]:
@@ -51,7 +51,9 @@ def test_numbers_may_be_of_any_size_and_type() -> None:
     far = np.array([0, 2**40, 3, 2**33 + 1, 7])
     found = as_dict(overlap_table(far[mask], label.astype(np.uint8)))
     assert found["pairs"] == {(int(far[a]), b): voxels for (a, b), voxels in expected["pairs"].items()}
-    assert as_dict(overlap_table(mask > 2, label > 2)) == by_brute_force((mask > 2).astype(int), (label > 2).astype(int))
+    assert as_dict(overlap_table(mask > 2, label > 2)) == by_brute_force(
+        (mask > 2).astype(int), (label > 2).astype(int)
+    )
 
 
 def test_blocks_give_the_table_of_the_whole() -> None:
@@ -89,7 +91,8 @@ def test_a_thousand_objects_on_each_side_of_a_large_image_are_quick() -> None:
     best = np.inf
     for _ in range(3):
         started = time.process_time()
-        table = overlap_table(mask, label)
+        match = match_objects(mask, label)
         best = min(best, time.process_time() - started)
-    assert len(table.mask_ids) == len(table.label_ids) == count**2
+    assert match["n_mask"] == match["n_label"] == count**2
+    assert match["matched"]["0.50"] == count**2
     assert best < 1.0

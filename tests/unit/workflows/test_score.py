@@ -10,7 +10,9 @@ import tifffile
 from PIL import Image
 
 from unet_med.errors import NothingUsableError, UsageError
+from unet_med.io.tracks import REFERENCE_TABLE, Track, write_tracked
 from unet_med.workflows.score import score
+from unet_med.workflows.scoring import pairs
 
 SPACING = np.diag([2.0, 1.0, 0.5, 1.0])
 
@@ -188,7 +190,27 @@ def test_objects(folders: tuple[Path, Path]) -> None:
     assert instance["pq"] == pytest.approx(2 / 3)
     assert set(outcome.result["per_label"]) == {"object"}
     assert outcome.result["cases"][0]["instance"]["ap"]["0.50"] == pytest.approx(2 / 4)
+    assert instance["aji"] == pytest.approx(72 / (72 + 36 + 10))
     assert any("AP@0.50 0.5000" in line for line in outcome.lines)
+
+
+@pytest.mark.parametrize("ignored", [None, 30])
+def test_large_pictures_are_scored_in_blocks(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, ignored: int | None
+) -> None:
+    rng = np.random.default_rng(0)
+    label = np.kron(rng.integers(0, 40, (12, 9)), np.ones((6, 7), dtype=int)).astype(np.uint16)
+    for folder, array in zip(folders, (np.roll(label, 2, 0), label), strict=True):
+        folder.mkdir()
+        tifffile.imwrite(folder / "x.tif", array)
+    whole = score(*folders, task="instance", ignore_label=ignored).result
+    monkeypatch.setattr(pairs, "_WHOLE_VOXELS", 1000)
+    monkeypatch.setattr(pairs, "_BLOCK_VOXELS", 500)
+    monkeypatch.setattr(pairs.Pair, "read_mask", None)  # not read as a whole
+    blocks = score(*folders, task="instance", ignore_label=ignored).result
+    assert blocks["instance"] == whole["instance"]
+    assert blocks["mean"]["dice"] == whole["mean"]["dice"]
+    assert (blocks["mean"]["nsd"], whole["mean"]["nsd"] is None) == (None, False)
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance"])
@@ -222,3 +244,169 @@ def test_wrong_use_is_explained(folders: tuple[Path, Path]) -> None:
         score(masks, truth)
     with pytest.raises(UsageError, match="unknown task 'panoptic'"):
         score(masks, truth, task="panoptic")
+
+
+# ---- membranes ------------------------------------------------------------------------------------------------------
+
+
+def wall(column: int = 10, width: int = 1) -> np.ndarray:
+    """A picture (Y, X) of two cells with a membrane between them."""
+    membrane = np.zeros((16, 20), dtype=bool)
+    membrane[:, column : column + width] = True
+    return membrane
+
+
+def pictures(folder: Path, **arrays: np.ndarray) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, array in arrays.items():
+        tifffile.imwrite(folder / f"{name}.tif", array, photometric="minisblack")
+
+
+def test_membranes_by_name_by_convention_and_by_option(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    pictures(truth, x=np.where(wall(), 0, 255).astype(np.uint8))
+    pictures(masks, x=wall(9, 3).astype(np.uint8))
+    (masks / "x.json").write_text(json.dumps({"labels": [{"value": 1, "name": "membrane"}]}))
+    outcome = score(masks, truth, task="membrane")
+    result = outcome.result
+    json.dumps(result, allow_nan=False)
+    assert (result["membrane"]["v_rand"], result["membrane"]["v_info"], result["notes"]) == (1.0, 1.0, [])
+    assert result["per_label"]["membrane"]["dice"] == pytest.approx(2 * 16 / (16 + 48))
+    assert any("V_rand 1.0000" in line for line in outcome.lines)
+    (masks / "x.json").unlink()
+    wrong = score(masks, truth, task="membrane").result["membrane"]
+    assert wrong["v_rand"] < 0.9
+    pictures(truth, x=wall().astype(np.uint8))
+    assert score(masks, truth, task="membrane", membrane=1).result["membrane"]["v_rand"] == 1.0
+    assert "membrane: check which value" in score(masks, truth, task="membrane").result["notes"][0]
+
+
+def test_maps_of_membranes_are_cut_at_the_best_threshold(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    pictures(truth, x=np.where(wall(), 0, 1).astype(np.uint8), y=np.where(wall(4), 0, 1).astype(np.uint8))
+    chances = {"x": wall() * 0.3, "y": wall(4) * 0.65 + 0.25}
+    pictures(masks, **{name: array.astype(np.float32) for name, array in chances.items()})
+    both = score(masks, truth, task="membrane").result
+    assert [case["membrane"]["v_rand_threshold"] for case in both["cases"]] == ["0.10", "0.30"]
+    assert [case["membrane"]["v_rand"] for case in both["cases"]] == [1.0, 1.0]
+    assert both["membrane"]["v_rand"] < 1.0  # there is none that fits both
+    pictures(masks, y=(1 - chances["y"]).astype(np.float32))
+    cells = score(masks / "y.tif", truth / "y.tif", task="membrane", membrane=0).result["membrane"]
+    assert cells["v_rand"] == 1.0
+    pictures(masks, y=(chances["y"] * 2).astype(np.float32))
+    refused = score(masks / "y.tif", truth / "y.tif", task="membrane")
+    assert (refused.exit_code, "fractions from 0.5" in refused.result["refused"][0]["reason"]) == (3, True)
+
+
+def test_membranes_of_numbered_cells_and_of_unlabelled_places(folders: tuple[Path, Path]) -> None:
+    masks, truth = folders
+    numbers = np.where(wall(), 0, np.where(np.arange(20) < 10, 5, 3)).astype(np.uint16)
+    numbers[:4] = np.where(wall()[:4], 0, 9)  # a cell of two parts
+    pictures(truth, x=numbers)
+    pictures(masks, x=numbers)
+    assert score(masks, truth, task="membrane").result["membrane"]["v_rand"] == 1.0
+    pictures(masks, x=numbers.astype(np.uint8))
+    refused = score(masks, truth, task="membrane")
+    assert "may hold probabilities or numbers of cells" in refused.result["refused"][0]["reason"]
+    sparse = np.where(wall(), 0, 255).astype(np.uint8)
+    sparse[8:] = 7
+    pictures(truth, x=sparse)
+    broken = np.where(wall(), 0, 255).astype(np.uint8)
+    broken[12:] = 255
+    pictures(masks, x=broken)
+    scores = score(masks, truth, task="membrane", ignore_label=7).result
+    assert (scores["membrane"]["v_rand"], scores["mean"]["dice"]) != (1.0, 1.0)
+    broken[12:] = 0
+    pictures(masks, x=broken)
+    scores = score(masks, truth, task="membrane", ignore_label=7).result
+    assert (scores["membrane"]["v_rand"], scores["mean"]["dice"], scores["notes"]) == (1.0, 1.0, [])
+
+
+def test_stacks_of_sections_need_their_axes(folders: tuple[Path, Path]) -> None:
+    sections = np.stack([np.where(wall(column), 0, 255) for column in (4, 9, 14)]).astype(np.uint8)
+    for folder in folders:
+        pictures(folder, stack=sections)
+    assert score(*folders, task="membrane").exit_code == 3
+    result = score(*folders, task="membrane", axes="IYX").result
+    assert (result["n_cases"], result["membrane"]["n_images"], result["membrane"]["v_rand"]) == (3, 3, 1.0)
+    assert result["cases"][1]["membrane"]["v_rand"] == 1.0
+
+
+# ---- tracks ---------------------------------------------------------------------------------------------------------
+
+TWO = (Track(1, 0, 2), Track(2, 0, 2))
+
+
+def movie(*labels: int) -> list[np.ndarray]:
+    frame = np.zeros((12, 10), dtype=np.uint16)
+    for place, label in enumerate(labels):
+        frame[1 + 5 * place : 5 + 5 * place, 2:8] = label
+    return [frame] * 3
+
+
+def test_sequences_are_paired_and_scored(tmp_path: Path) -> None:
+    masks, truth = tmp_path / "results", tmp_path / "references"
+    for name in ("01", "02"):
+        write_tracked(masks / f"{name}_RES", movie(1, 2), TWO, 3)
+        write_tracked(truth / f"{name}_GT" / "TRA", movie(1, 2), TWO, 3, REFERENCE_TABLE)
+    write_tracked(masks / "03_RES", movie(1, 2), TWO, 3)
+    before = listing(masks, truth)
+    outcome = score(masks, truth, task="tracking")
+    result = outcome.result
+    json.dumps(result, allow_nan=False)
+    assert [case["id"] for case in result["cases"]] == ["01", "02"]
+    assert (result["tracking"]["tra"], result["tracking"]["seg"], result["tracking"]["n_sequences"]) == (1.0, 1.0, 2)
+    assert result["unpaired"]["predictions"] == ["03"]
+    assert "no SEG folder" in result["notes"][0]
+    assert any(line.startswith("SEG 1.0000, DET 1.0000, TRA 1.0000") for line in outcome.lines)
+    assert listing(masks, truth) == before
+    single = score(masks / "03_RES", truth / "02_GT" / "TRA", task="tracking").result
+    assert (single["n_cases"], single["cases"][0]["id"]) == (1, "02")
+
+
+def test_whole_objects_are_taken_from_their_own_folder(tmp_path: Path) -> None:
+    write_tracked(tmp_path / "a", [np.stack([frame] * 3, axis=-1) for frame in movie(1, 2)], TWO, 3)
+    truth = tmp_path / "b"
+    write_tracked(truth / "TRA", [np.stack([frame] * 3, axis=-1) for frame in movie(1, 2)], TWO, 3, REFERENCE_TABLE)
+    (truth / "SEG").mkdir()
+    larger = movie(1, 2)[0]
+    larger[1:5, 2:10] = 1
+    tifffile.imwrite(truth / "SEG" / "man_seg_001_002.tif", larger.T)
+    result = score(tmp_path / "a", truth, task="tracking").result
+    assert (result["tracking"]["tra"], result["notes"]) == (1.0, [])
+    assert result["tracking"]["seg"] == pytest.approx((24 / 32 + 1) / 2)
+    (truth / "SEG" / "man_seg_001_002.tif").rename(truth / "SEG" / "man_seg_007_002.tif")
+    refused = score(tmp_path / "a", truth, task="tracking")
+    assert (refused.exit_code, "belongs to no frame" in refused.result["refused"][0]["reason"]) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("tracks", "frames", "reason"),
+    [
+        (TWO, 2, "2 frames and the reference 3"),
+        ((Track(1, 0, 2),), 3, "object 2 of the result is in the masks of frame 0"),
+        ((*TWO, Track(5, 1, 1)), 3, "track 5 of the result has no mask in frame 1"),
+        ((Track(1, 0, 2), Track(2, 0, 2, 1)), 3, "parent of track 2"),
+    ],
+)
+def test_results_that_contradict_themselves_are_refused(
+    tmp_path: Path, tracks: tuple[Track, ...], frames: int, reason: str
+) -> None:
+    write_tracked(tmp_path / "a", movie(1, 2)[:frames], TWO, frames)
+    table = "".join(f"{track.label} {track.begin} {track.end} {track.parent}\n" for track in tracks)
+    (tmp_path / "a" / "res_track.txt").write_text(table)
+    write_tracked(tmp_path / "b" / "TRA", movie(1, 2), TWO, 3, REFERENCE_TABLE)
+    outcome = score(tmp_path / "a", tmp_path / "b", task="tracking")
+    assert outcome.exit_code == 3
+    assert reason in outcome.result["refused"][0]["reason"]
+
+
+def test_options_of_another_task_are_refused(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        save(folder, "x.nii.gz", ball())
+    with pytest.raises(UsageError, match="only membranes"):
+        score(*folders, membrane=1)
+    with pytest.raises(UsageError, match="no such option"):
+        score(*folders, task="tracking", ignore_label=3)
+    with pytest.raises(NothingUsableError, match="none of 0 masks"):
+        score(*folders, task="tracking")
