@@ -101,7 +101,7 @@ def compare(folder: Path, model: Path, arguments: argparse.Namespace) -> float:
     image = folder / "small.tif"
     write_slide(image, arguments.small)
     whole = predicted(folder, "whole", model, image, arguments)
-    parts = predicted(folder, "parts", model, image, arguments, "--memory-gb", "0.02")
+    parts = predicted(folder, "parts", model, image, arguments, "--memory-gb", "0.1")
     masks = [tifffile.imread(run["mask"]) for run in (whole, parts)]
     return float(np.mean(masks[0] != masks[1]))
 
@@ -109,7 +109,7 @@ def compare(folder: Path, model: Path, arguments: argparse.Namespace) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=40_000)
-    parser.add_argument("--small", type=int, default=3000, help="side of the picture that is predicted both ways")
+    parser.add_argument("--small", type=int, default=6000, help="side of the one predicted both ways")
     parser.add_argument("--memory-gb", type=float, default=1.0)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--model", type=Path, help="another model for pictures of one channel")

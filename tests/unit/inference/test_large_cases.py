@@ -12,11 +12,13 @@ import tifffile
 from allocations import peak_bytes
 from large_images import picture
 from PIL import Image
+from scipy import ndimage
 
 from unet_med.bundle import load_bundle
 from unet_med.inference import large
 from unet_med.inference.casework import CaseWork
 from unet_med.inference.estimate import CaseSize, held_bytes
+from unet_med.inference.maps_store import MapStore
 from unet_med.inference.predictor import Predictor
 from unet_med.inference.worker import CaseJob
 from unet_med.io.cases import Case
@@ -35,7 +37,7 @@ class _KilledError(BaseException):
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that a test image has many."""
     monkeypatch.setattr("unet_med.volume._BAND_BYTES", 2**13)
-    monkeypatch.setattr("unet_med.inference.predictor.CHUNK_VALUES", 2**12)
+    monkeypatch.setattr("unet_med.inference.rows.CHUNK_VALUES", 2**12)
 
 
 @pytest.fixture
@@ -58,6 +60,19 @@ def _done(predictor: Predictor, case: Case, folder: Path, kept: Path | None, sha
     for stage in (work.read, work.compute, work.write):
         stage()
     return work.result()
+
+
+def _kill(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """Ends the process, as it were, after so many records of progress."""
+    true_write, left = large.write_json, [calls]
+
+    def killed(*arguments: Any) -> None:
+        if not left[0]:
+            raise _KilledError
+        left[0] -= 1
+        true_write(*arguments)
+
+    monkeypatch.setattr(large, "write_json", killed)
 
 
 @pytest.mark.parametrize(("shape", "axes"), [((96, 160), "YX"), ((3, 64, 80), "TYX"), ((5, 80, 64), "ZYX")])
@@ -88,15 +103,7 @@ def test_a_large_case_is_the_same_case(predictor, tmp_path: Path, monkeypatch, s
 def test_a_killed_case_goes_on_in_the_middle(predictor, tmp_path: Path, monkeypatch, shape, axes, calls) -> None:
     case = _case(tmp_path / "in", picture(shape)[0], axes)
     usual = _done(predictor, case, tmp_path / "usual", None)
-    true_write, left = large.write_json, [calls]
-
-    def killed(*arguments: Any) -> None:
-        if not left[0]:
-            raise _KilledError
-        left[0] -= 1
-        true_write(*arguments)
-
-    monkeypatch.setattr(large, "write_json", killed)
+    _kill(monkeypatch, calls)
     with pytest.raises(_KilledError):
         _done(predictor, case, tmp_path / "first", tmp_path / "kept")
     monkeypatch.undo()
@@ -108,6 +115,30 @@ def test_a_killed_case_goes_on_in_the_middle(predictor, tmp_path: Path, monkeypa
     masks = [tifffile.imread(tmp_path / place / "slide.tif") for place in ("usual", "second")]
     assert np.array_equal(*masks)
     assert _done(predictor, case, tmp_path / "third", tmp_path / "kept", sha256="b")["windows"] == usual["windows"]
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_objects_of_a_large_case_are_the_same(tiny_bundle, tmp_path: Path, monkeypatch, is_killed: bool) -> None:
+    """Their maps are kept in files, and so are their numbers."""
+    low = {"instances__seed_threshold": 0.1, "instances__foreground_threshold": 0.75}
+    model = tiny_bundle(dims=2, task="instance", **low)
+    predictor = Predictor([load_bundle(model)], "cpu")
+    noise = np.random.default_rng(0).normal(0, 1, (48, 64))
+    case = _case(tmp_path / "in", (1000 + 5000 * ndimage.gaussian_filter(noise, 3)).astype(np.uint16), "YX")
+    usual = _done(predictor, case, tmp_path / "usual", None)
+    if is_killed:
+        _kill(monkeypatch, 3)
+        with pytest.raises(_KilledError):
+            _done(predictor, case, tmp_path / "first", tmp_path / "kept")
+        monkeypatch.undo()
+    found = _done(predictor, case, tmp_path / "large", tmp_path / "kept")
+    assert found["status"] == usual["status"] == "done"
+    assert found["outputs"] == usual["outputs"] and found["objects"] == usual["objects"]
+    assert found["volumes"] == usual["volumes"]
+    masks = [tifffile.imread(tmp_path / place / "slide.tif") for place in ("usual", "large")]
+    assert np.array_equal(*masks) and masks[0].max() > 2
+    maps = [MapStore.open(tmp_path / place / "maps" / "slide.zarr").read_stored() for place in ("usual", "large")]
+    assert np.array_equal(*maps)
 
 
 def test_memory_does_not_grow_with_the_length_of_an_image(tiny_bundle, tmp_path: Path) -> None:
