@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import prod
 from pathlib import Path
@@ -82,6 +82,12 @@ class CaseSize:
         """Returns the size of a case, from its headers."""
         kept = sum(source.channels * np.dtype(source.dtype).itemsize for source in case.sources)
         return cls(case.geometry, case.channels, kept, len(case.frames))
+
+    @classmethod
+    def as_read(cls, case: Case, memory_gb: float | None, available: int) -> CaseSize:
+        """Returns the size of a case as a model without a first stage will read it; see :meth:`is_large`."""
+        size = cls.of(case)
+        return replace(size, on_disk=case.reads_regions and size.is_large(memory_gb, available))
 
     @property
     def image_bytes(self) -> int:

@@ -58,7 +58,9 @@ def predict(
         tta: Average over mirrored copies.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         memory_gb: Memory that prediction may use beyond the images, their masks and the loaded models: windows are
-            chosen to fit it, and cases are then done one after the other. ``None``: what is free.
+            chosen to fit it, and cases are then done one after the other; images that are larger (or larger than a
+            quarter of what is free) are read and labelled part by part, where their files allow that. ``None``: what is
+            free.
         part: ``I/N``: only the I-th of N shares of the cases.
         intake: How images are read.
         overwrite: Replace what an earlier job left in ``out``.
