@@ -19,12 +19,25 @@ from functools import lru_cache
 from pathlib import Path
 
 _COMPRESSED = (".gz", ".bz2")
-_DOUBLE_SUFFIXES = (".ome.tiff", ".ome.tif", ".seg.nrrd")
+_DOUBLE_SUFFIXES = (".ome.tiff", ".ome.tif", ".ome.zarr", ".companion.ome", ".ome.btf", ".seg.nrrd")
+_ZARR = ".zarr"
 
 
 def stem_of(path: Path) -> str:
-    """Returns the name of a file without its format's suffix: ``case.nii.gz`` and ``case.ome.tif`` give ``case``."""
-    name = path.name
+    """Returns the name of a file without its format's suffix: ``case.nii.gz`` and ``case.ome.tif`` give ``case``.
+
+    An image inside of a Zarr folder is named by the way to it: ``plate.zarr/A/1/0`` gives ``plate_A_1_0``. The first
+    image of a folder and a label image in it go by the folder's name: ``case.zarr/0`` and ``case.zarr/labels/cells``.
+    """
+    for depth, part in enumerate(path.parts[:-1], 1):
+        if part.lower().endswith(_ZARR):
+            inside = path.parts[depth:]
+            named = () if inside == ("0",) or (len(inside) == 2 and inside[0] == "labels") else inside
+            return "_".join((_without_suffix(part), *named))
+    return _without_suffix(path.name)
+
+
+def _without_suffix(name: str) -> str:
     lower = name.lower()
     for suffix in _DOUBLE_SUFFIXES:
         if lower.endswith(suffix):
@@ -103,7 +116,12 @@ def unique_ids(wanted: list[str]) -> list[str]:
 
 
 def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file as hex digits."""
+    """Returns the sha256 of a file as hex digits; of a folder, that of the names and contents of all its files."""
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(one for one in path.rglob("*") if one.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n".encode())
+        return digest.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

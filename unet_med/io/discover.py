@@ -16,6 +16,7 @@ from typing import Any
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UsageError
 from unet_med.identity import unique_ids
 from unet_med.io.channels import stored_channels
+from unet_med.io.ome_zarr.metadata import METADATA_NAMES, is_image
 from unet_med.io.reading import COPY_FILE_AGAIN, refused_ref, refusing
 from unet_med.io.source import Discovery, IntakeOptions, Skipped, SourceRef
 from unet_med.volume import ImageSource
@@ -29,12 +30,17 @@ _KINDS = {
     ".nhdr": "nrrd",
     ".mha": "mha",
     ".mhd": "mha",
-    ".tif": "tiff",
-    ".tiff": "tiff",
+    **dict.fromkeys(
+        (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".svs", ".ndpi", ".scn", ".bif", ".qptiff"), "tiff"
+    ),
+    ".czi": "czi",
+    ".nd2": "nd2",
+    ".lif": "lif",
     ".png": "png",
     ".jpg": "jpeg",
     ".jpeg": "jpeg",
 }
+_COMPANION = ".companion.ome"
 _NO_IMAGES = frozenset(
     {
         *(".bib", ".bval", ".bvec", ".cfg", ".css", ".csv", ".db", ".doc", ".docx", ".exe", ".html", ".ini", ".ipynb"),
@@ -107,6 +113,14 @@ def open_source(ref: SourceRef) -> ImageSource:
         from unet_med.io.tiff import TiffSource
 
         return TiffSource(ref)
+    if ref.kind == "zarr":
+        from unet_med.io.ome_zarr import ZarrSource
+
+        return ZarrSource(ref)
+    if ref.kind in ("czi", "nd2", "lif"):
+        from unet_med.io.microscopes import MicroscopeSource
+
+        return MicroscopeSource(ref)
     if ref.kind in ("png", "jpeg"):
         from unet_med.io.picture import PictureSource
 
@@ -200,7 +214,7 @@ class _Search:
         self._folders: set[tuple[int, int]] = set()
 
     def walk(self, folder: Path) -> Iterator[Path]:
-        """Yields the regular files below a folder, each folder once."""
+        """Yields the regular files below a folder, and the Zarr folders that are images, each folder once."""
         pending = [folder]
         while pending:
             here = pending.pop()
@@ -214,7 +228,13 @@ class _Search:
                 self.skipped["links to folders", "lead to a folder that was seen already"] += 1
                 continue
             self._folders.add((status.st_dev, status.st_ino))
+            zarr = not METADATA_NAMES.isdisjoint(entry.name for entry in entries)
+            if zarr and is_image(here):
+                yield here
+                continue
             for entry in entries:
+                if zarr and entry.name in METADATA_NAMES:
+                    continue
                 if _is_hidden(entry.name):
                     self.skipped["hidden files and folders", "are left alone"] += 1
                 elif entry.is_dir():
@@ -281,6 +301,10 @@ def _is_hidden(name: str) -> bool:
 def _kind_of(path: Path) -> str | None:
     """Returns the format that the suffix stands for; ``None`` for DICOM, whatever its suffix, and unknown files."""
     name = path.name.lower()
+    if path.is_dir():
+        return "zarr" if any((path / one).is_file() for one in METADATA_NAMES) else None
+    if name.endswith(_COMPANION):
+        return "tiff"
     kind = _KINDS.get(".nii.gz") if name.endswith(".nii.gz") else _KINDS.get(path.suffix.lower())
     return None if kind is not None and _is_dicom(path) else kind
 
@@ -319,6 +343,14 @@ def _inspector(kind: str) -> Callable[[Path, IntakeOptions], list[SourceRef]]:
         from unet_med.io.tiff import inspect_tiff
 
         return inspect_tiff
+    if kind == "zarr":
+        from unet_med.io.ome_zarr import inspect_zarr
+
+        return inspect_zarr
+    if kind in ("czi", "nd2", "lif"):
+        from unet_med.io.microscopes import inspect_microscope
+
+        return inspect_microscope
     from unet_med.io.picture import inspect_picture
 
     return inspect_picture

@@ -9,6 +9,7 @@ from re import compile as pattern
 
 from unet_med.identity import safe_name, stem_of, unique_ids
 from unet_med.io.cases import COLOURS_OR_GREYS, Case
+from unet_med.io.channels import by_name
 from unet_med.io.source import SourceRef
 
 _CHANNEL_SUFFIX = pattern(r"(?P<case>.+)_(?P<channel>\d{4})(?:-\d+)?")
@@ -39,7 +40,8 @@ def group_cases(sources: Sequence[SourceRef], channels: Sequence[str] = ()) -> l
     Files of one folder called ``x_0000``, ``x_0001``, ... (from 0 without gap, one channel each) are one case ``x``;
     every other source is a case of its own. Frames stay within their case. Where several channels are wanted, files
     ``x_T1`` and ``x_T2`` or ``x/T1`` and ``x/T2`` of the channels' names, and DICOM series in folders of these names or
-    of these modalities, are one case, too, and a case that lacks a channel says which.
+    of these modalities, are one case, too, and a case that lacks a channel says which. Of a file that calls channels by
+    the wanted names these are taken, in the wanted order.
 
     Args:
         sources: Usable sources.
@@ -55,7 +57,7 @@ def group_cases(sources: Sequence[SourceRef], channels: Sequence[str] = ()) -> l
     for source, place in zip(sources, places, strict=True):
         family = None if place is None else families[place[0]]
         if family is None or family.twice or not (family.is_whole() or named):
-            wanted.append((source.id, (source,), ()))
+            wanted.append((source.id, (by_name(source, channels),), ()))
         elif family.members[min(family.members)] is source:
             members = tuple(family.members[number] for number in sorted(family.members))
             missing = tuple(name for number, name in enumerate(channels) if named and number not in family.members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ _SECONDS_PER_UNIT = {
     "day": 86400.0,
 }
 
+_LENGTH = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d.\s]*)")
 _WIDEST_MM = 300.0
 _FINEST_MM = 1e-8
 _OBLONG = 5.0
@@ -96,6 +98,18 @@ def known_sizes(sizes: list[float | None]) -> tuple[tuple[float, ...] | None, li
     if len(sizes) == 3 and sizes[2] is None and len(known) == 2:
         return None, ["pixel size known in plane only: used with none; give all three with --pixel-size"]
     return None, ["no pixel size"]
+
+
+def parsed_sizes(text: str) -> tuple[float, ...]:
+    """Returns lengths in mm out of ``0.5``, ``0.5,0.5,2`` or ``0.65,0.65,2um``; none where one is no positive length.
+
+    A unit at the end of the text holds for all the numbers that have none; without one they are millimetres.
+    """
+    parts = [match for part in text.split(",") if (match := _LENGTH.fullmatch(part.strip()))]
+    last = parts[-1][2] if parts else ""
+    sizes = [sensible(float(part[1]), mm_per_unit(part[2] or last or "mm")) for part in parts]
+    known = tuple(size for size in sizes if size is not None)
+    return known if len(known) == text.count(",") + 1 else ()
 
 
 def option_spacing(options: IntakeOptions, ndim: int) -> tuple[float, ...] | None:

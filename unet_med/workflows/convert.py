@@ -213,6 +213,8 @@ def _provenance(source: SourceRef, sha256: str, notes: list[str]) -> dict[str, A
             "modality": source.modality,
             "axes": source.axes,
             "shape": list(source.shape),
+            "channel_names": list(source.channel_names),
+            "seconds_per_frame": source.seconds_per_frame,
             "read_as": dict(source.read_as),
         },
         "notes": notes,

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from unet_med.errors import InputRefusedError, UsageError
+from unet_med.io.channels import RGB
 from unet_med.io.dicom.annotations import belongs_to
 from unet_med.io.dicom.slices import Annotation, SliceLayout
 from unet_med.io.discover import discover
 from unet_med.io.source import Discovery, IntakeOptions, SourceRef
+from unet_med.io.stack import grid_of
 from unet_med.workflows.outcome import DONE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 
@@ -39,6 +41,7 @@ FINDINGS: Mapping[str, str] = {
     "padding": r"padding",
     "inverted": r"MONOCHROME1: turned",
     "no pixel size": r"^no pixel size",
+    "odd pixel size": r"^the pixel size (makes|puts)",
 }
 """What a reason or a note is about, in a word or two, and by which words it is known."""
 
@@ -130,9 +133,13 @@ def _entry(ref: SourceRef) -> dict[str, Any]:
         "reason": ref.reason,
         "notes": list(ref.notes),
         "findings": findings(ref),
+        "facts": facts(ref) if ref.usable else [],
         "modality": ref.modality,
         "channels": ref.channels,
+        "channel_names": list(ref.channel_names),
         "frames": ref.frames,
+        "seconds_per_frame": ref.seconds_per_frame,
+        "levels": [list(shape) for shape in ref.levels],
         "dtype": ref.dtype,
         "files": len(ref.files),
     }
@@ -160,7 +167,7 @@ def findings(ref: SourceRef) -> list[str]:
 def _summary(found: Discovery) -> dict[str, Any]:
     """Returns what is in the folder, counted."""
     reasons: dict[str, list[str]] = {}
-    for ref in (*found.sources, *found.annotations):
+    for ref in _every(found):
         if not ref.usable:
             reasons.setdefault(ref.reason, []).append(ref.id)
     return {
@@ -169,7 +176,7 @@ def _summary(found: Discovery) -> dict[str, Any]:
         "refused": len(found.sources) - len(found.usable),
         "annotations": len(found.annotations),
         "skipped": sum(one.count for one in found.skipped),
-        "kinds": dict(sorted(Counter(ref.kind for ref in (*found.sources, *found.annotations)).items())),
+        "kinds": dict(sorted(Counter(ref.kind for ref in _every(found)).items())),
         "modalities": dict(sorted(Counter(ref.modality for ref in found.sources if ref.modality).items())),
         "findings": dict(Counter(word for ref in found.sources for word in findings(ref)).most_common()),
         "reasons": [{"reason": reason, "ids": ids} for reason, ids in reasons.items()],
@@ -185,7 +192,7 @@ def file_table(found: Discovery) -> dict[str, list[dict[str, Any]]]:
     Returns:
         Id to a list of ``{"file": path, "slice": text}``; ``slice`` only where it is known.
     """
-    return {ref.id: list(_files(ref)) for ref in (*found.sources, *found.annotations)}
+    return {ref.id: list(_files(ref)) for ref in _every(found)}
 
 
 def _files(ref: SourceRef) -> Iterable[dict[str, Any]]:
@@ -240,7 +247,8 @@ def _lines(found: Discovery, result: Mapping[str, Any]) -> list[str]:
     summary = result["summary"]
     for one in summary["reasons"]:
         lines += _wrapped(f"refused {_some(one['ids'])}: {one['reason']}")
-    lines += _notes(found)
+    lines += _grouped("note on", [(ref.id, note) for ref in _every(found) for note in ref.notes])
+    lines += _grouped("about", [(ref.id, fact) for ref in found.usable for fact in facts(ref)])
     for one in result["skipped"]:
         lines += _wrapped(f"skipped {one['count']} x {one['what']}: {one['reason']}")
     if summary["findings"]:
@@ -250,13 +258,24 @@ def _lines(found: Discovery, result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _notes(found: Discovery) -> list[str]:
-    """Returns each note once, with the sources it is about."""
+def facts(ref: SourceRef) -> list[str]:
+    """Returns what a file says of its channels, time points and smaller copies, each in a phrase."""
+    told = [f"channels {', '.join(ref.channel_names)}"] if ref.channel_names and ref.channel_names != RGB else []
+    told += [f"{ref.seconds_per_frame:.4g} s from frame to frame"] if ref.seconds_per_frame else []
+    sizes = [" x ".join(map(str, grid_of(ref.axes, shape)[:2])) for shape in ref.levels]
+    return told + ([f"smaller copies of {', '.join(sizes)} pixels"] if sizes else [])
+
+
+def _every(found: Discovery) -> tuple[SourceRef, ...]:
+    return (*found.sources, *found.annotations)
+
+
+def _grouped(what: str, texts: Sequence[tuple[str, str]]) -> list[str]:
+    """Returns each text once, with the sources it is about."""
     about: dict[str, list[str]] = {}
-    for ref in (*found.sources, *found.annotations):
-        for note in ref.notes:
-            about.setdefault(note, []).append(ref.id)
-    return [line for note, names in about.items() for line in _wrapped(f"note on {_some(names)}: {note}")]
+    for name, text in texts:
+        about.setdefault(text, []).append(name)
+    return [line for text, names in about.items() for line in _wrapped(f"{what} {_some(names)}: {text}")]
 
 
 def _some(names: Sequence[str]) -> str:
@@ -270,7 +289,7 @@ def _row(ref: SourceRef) -> tuple[str, ...]:
         ref.id,
         f"{ref.kind} {ref.modality}" if ref.modality else ref.kind,
         " x ".join(map(str, ref.shape)) + (f" {ref.axes}" if ref.axes not in _PLAIN_AXES else ""),
-        _lengths(spacing) if spacing else "-",
+        _lengths(spacing) if spacing else "unknown" if ref.usable else "-",
         (geometry.orientation if geometry is not None else "") or "-",
         "usable" if ref.usable else "refused",
     )

@@ -32,6 +32,10 @@ _KINDS = {
     "nrrd": "NRRD",
     "mha": "MetaImage",
     "tiff": "TIFF",
+    "zarr": "OME-Zarr",
+    "czi": "CZI",
+    "nd2": "ND2",
+    "lif": "LIF",
     "png": "PNG",
     "jpeg": "JPEG",
     "dicom-seg": "DICOM SEG",
@@ -204,6 +208,7 @@ def _card(one: Mapping[str, Any], picture: Thumbnail | str, truth: Sequence[Mapp
     facts += [", ".join(filter(None, place))] if any(place) else []
     if one["files"] > 1:
         facts.append(f"{one['files']:,} files")
+    facts += one.get("facts", ())
     rows = "".join(f"<div>{escape(fact)}</div>" for fact in facts)
     links = "".join(
         f'<div class="truth"><a href="#{escape(label["id"])}">{escape(_KINDS[label["kind"]])}</a> '

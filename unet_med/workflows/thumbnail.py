@@ -8,6 +8,7 @@ say so. A picture that may carry a name in its pixels is not shown.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
 from unet_med.io.dicom.slices import SliceLayout
 from unet_med.io.discover import open_source
+from unet_med.io.levels import smaller
 from unet_med.io.reading import refusing
 from unet_med.io.source import SourceRef
 from unet_med.overlays import PERCENTILES, to_lpi
@@ -38,6 +40,7 @@ _COARSER = 1.5
 _FEWER = 3
 _SAMPLE = 256
 _SMALLEST = 8
+_LARGEST = 2**27
 _PLANES = {(0, 1): ("axial", "RLAP"), (0, 2): ("coronal", "RLSI"), (1, 2): ("sagittal", "APSI")}
 
 
@@ -91,14 +94,18 @@ def thumbnail(ref: SourceRef, side: int) -> Thumbnail:
         InputRefusedError: There is no picture: its pixels may carry a name, or cannot be read.
         MachineError: Memory does not suffice.
     """
-    if ref.geometry is None:
+    ref = smaller(ref, 2 * side)
+    geometry = ref.geometry
+    if geometry is None:
         raise InputRefusedError("a refused source has no picture", ref.id, "see its reason")
     if may_carry_a_name(ref):
         raise InputRefusedError("the pixels may carry a name", ref.id, "look at it with a viewer")
-    cut = _cut(ref, ref.geometry)
+    if math.prod(geometry.shape[:2]) > _LARGEST:
+        raise InputRefusedError("too large, and its file holds no smaller copy", ref.id, "look at it with a viewer")
+    cut = _cut(ref, geometry)
     with refusing("the pixels cannot be read", ref.id, "copy it again from its origin"):
-        pixels = _screen(_read(ref, ref.geometry, cut), cut, ref.modality)
-        spacing = ref.geometry.spacing_mm or (1.0,) * ref.geometry.ndim
+        pixels = _screen(_read(ref, geometry, cut), cut, ref.modality)
+        spacing = geometry.spacing_mm or (1.0,) * geometry.ndim
         extent = pixels.shape[1] * spacing[cut.across], pixels.shape[0] * spacing[cut.down]
         size = _size(extent, (spacing[cut.across], spacing[cut.down]), side)
         reducing = size[0] < pixels.shape[1] or size[1] < pixels.shape[0]

@@ -254,6 +254,17 @@ def test_an_absurd_size_is_refused_not_allocated(tmp_path: Path) -> None:
         assert not _one(path).usable
 
 
+@pytest.mark.parametrize(("compression", "side"), [("zlib", 20_000), ("lzw", 30_000), ("packbits", 5_000)])
+def test_a_page_cannot_hold_more_than_its_compression_allows(tmp_path: Path, compression: str, side: int) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((1000, 1000), np.uint8), compression=compression, metadata=None)
+    assert _one(path).usable
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            file.pages[0].tags[name].overwrite(side)
+    assert "claims" in _one(path).reason
+
+
 def test_cmyk_and_complex_numbers_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", _array((8, 9, 4), "uint8"), photometric="separated")
     assert "colours" in _one(tmp_path / "a.tif").reason

@@ -14,6 +14,10 @@ from unet_med.io.reading import COPY_FILE_AGAIN
 _PAGES_CHECKED = 256
 _ABSURD_RATIO = 50_000
 _ABSURD_BYTES = 2**30
+_SMALL_BYTES = 2**20
+_BEST_RATIO = {1: 1, 5: 3000, 6: 1000, 7: 1000, 8: 1100, 32773: 70, 32946: 1100}
+"""How many bytes one can stand for at the most: uncompressed, LZW, JPEG, deflate, packed bits."""
+
 _JPEG_COMPRESSIONS = (6, 7, 33007, 34892)
 _REDUCED_OR_MASK = 5  # bits 0 and 2 of NewSubfileType
 _BESIDES = ("label", "macro", "map", "overview", "preview", "thumbnail")
@@ -56,6 +60,7 @@ def check_complete(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> 
         raise truncated(size, series.dataoffset + expected)
     for page in _some(pages):
         _check_segments(page, series.keyframe, size)
+        _check_claim(page, series.keyframe)
 
 
 def _some(pages: Sequence[Any]) -> list[Any]:
@@ -72,6 +77,23 @@ def _check_segments(page: Any, keyframe: Any, size: int) -> None:
     ends = [offset + count for offset, count in zip(offsets, counts, strict=False)]
     if not ends or max(ends) > size:
         raise truncated(size, max(ends, default=size + 1))
+
+
+def _check_claim(page: Any, keyframe: Any) -> None:
+    """Checks that the strips or tiles of a page that are not left out can hold as many bytes as they claim."""
+    counts = [int(count) for count in page.databytecounts]
+    if keyframe.is_contiguous or not counts:
+        return
+    bits = keyframe.bitspersample if isinstance(keyframe.bitspersample, int) else 8 * keyframe.dtype.itemsize
+    share = sum(count > 0 for count in counts) / len(counts)
+    claimed = int(math.prod(keyframe.shaped) * bits / 8 * share)
+    ratio = _BEST_RATIO.get(int(keyframe.compression), _ABSURD_RATIO)
+    segment = keyframe.chunks if keyframe.is_tiled else (min(keyframe.rowsperstrip, keyframe.imagelength), 1)
+    one = math.prod(segment) * keyframe.dtype.itemsize
+    if claimed > ratio * sum(counts) + _SMALL_BYTES or one > ratio * max(counts) + _SMALL_BYTES:
+        raise InputRefusedError(
+            f"a page of the TIFF file claims {claimed} bytes and holds {sum(counts)}", remedy=COPY_FILE_AGAIN
+        )
 
 
 def truncated(present: int, expected: int) -> InputRefusedError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ def _inspect_series(
         channel_names=named(names, picked),
         frames=count(axes, stored, FRAME_LETTERS),
         seconds_per_frame=scale.seconds if "T" in axes else None,
-        levels=_levels(series),
+        levels=_levels(file, series),
         dtype=native_dtype(series.dtype),
         notes=(*notes, *([] if size_used else scale.notes), *more),
         read_as=used | axes_used | channels_used | size_used,
@@ -102,11 +101,19 @@ def _declared(series: tifffile.TiffPageSeries) -> str:
     return axes if series.kind == "shaped" else axes.replace("I", "Q")
 
 
-def _levels(series: tifffile.TiffPageSeries) -> tuple[tuple[int, ...], ...]:
-    """Returns the shapes of the smaller copies that have the same axes."""
-    copies: Sequence[tifffile.TiffPageSeries] = series.levels[1:]
-    shapes = [tuple(int(n) for n in copy.shape) for copy in copies if copy.axes == series.axes]
-    return tuple(shapes) if len(shapes) == len(copies) else ()
+def _levels(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> tuple[tuple[int, ...], ...]:
+    """Returns the shapes of the smaller copies, up to one that is damaged or has other axes."""
+    shapes = []
+    for copy in series.levels[1:]:
+        try:
+            check_complete(file, copy)
+            check_encoding(copy)
+        except InputRefusedError:
+            break
+        if copy.axes != series.axes or copy.dtype != series.dtype:
+            break
+        shapes.append(tuple(int(n) for n in copy.shape))
+    return tuple(shapes)
 
 
 def _files(path: Path, series: tifffile.TiffPageSeries) -> tuple[Path, ...]:
