@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from unet_med.errors import InputRefusedError
 from unet_med.io.cases import Case
-from unet_med.io.object_truth import OBJECT_KINDS, ObjectTruth
+from unet_med.io.object_truth import OBJECT_KINDS, ObjectTruth, SeenObjects
 from unet_med.manifest import Finding, Manifest
 from unet_med.volume import Region
 
@@ -52,6 +52,7 @@ class ObjectMeasures:
         holes: Numbers of objects that enclose background.
         overlapping: Voxels that more than one drawn object claims.
         hidden: Drawn objects of which others leave nothing to be seen.
+        left_out: What of a file of drawn objects is not used, and how often.
         unclassified: Numbers of objects without a class, where objects have classes.
     """
 
@@ -64,6 +65,7 @@ class ObjectMeasures:
     holes: tuple[int, ...]
     overlapping: int = 0
     hidden: int = 0
+    left_out: tuple[str, ...] = ()
     unclassified: tuple[int, ...] = ()
 
 
@@ -85,7 +87,7 @@ def measure_objects(case: Case, objects: ObjectArray) -> ObjectMeasures:
     edge[_at_faces(parts)] = True
     numbers, inverse = np.unique(number_of[1:], return_inverse=True)
     repeated, pieces = _parted(number_of, sizes, edge, ndimage.find_objects(parts))
-    overlapping, hidden = _overlaps(case)
+    drawn = _drawn(case)
     known = case.classes
     return ObjectMeasures(
         numbers=numbers,
@@ -95,8 +97,9 @@ def measure_objects(case: Case, objects: ObjectArray) -> ObjectMeasures:
         repeated=repeated,
         pieces=pieces,
         holes=_with_holes(objects),
-        overlapping=overlapping,
-        hidden=hidden,
+        overlapping=0 if drawn is None else drawn.painted.overlapping,
+        hidden=0 if drawn is None else len(drawn.painted.hidden),
+        left_out=() if drawn is None else drawn.notes,
         unclassified=() if known is None else tuple(number for number in numbers.tolist() if number not in known),
     )
 
@@ -176,14 +179,14 @@ def _neighbours(
             yield a[met], b[met]
 
 
-def _overlaps(case: Case) -> tuple[int, int]:
+def _drawn(case: Case) -> SeenObjects | None:
+    """Returns what drawn objects are like; ``None`` of a label image."""
     if case.label is None or case.label.kind not in OBJECT_KINDS:
-        return 0, 0
+        return None
     try:
-        painted = ObjectTruth(case.label, case.sources[0]).painted(case.frames[0])
+        return ObjectTruth(case.label, case.sources[0]).look(case.frames[0])
     except InputRefusedError:
-        return 0, 0
-    return painted.overlapping, len(painted.hidden)
+        return None  # reading the label says why
 
 
 # ---- what is told ---------------------------------------------------------------------------------------------------
@@ -257,6 +260,10 @@ def _of_drawing(case: str, measured: ObjectMeasures) -> list[Finding]:
     if measured.hidden:
         what = f"{measured.hidden} drawn objects are hidden by others"
         findings.append(Finding(case, "warning", what, "remove objects that were drawn twice", "objects_hidden"))
+    if measured.left_out:
+        what = f"not all that is drawn is used: {'; '.join(measured.left_out)}"
+        remedy = "make sure that the outlines were drawn on this image, at its full resolution"
+        findings.append(Finding(case, "warning", what, remedy, "objects_left_out"))
     return findings
 
 

@@ -72,6 +72,21 @@ def mask_files(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(path for path in pictures if path.is_file() and not path.name.startswith(".")))
 
 
+@dataclass(frozen=True, eq=False)
+class SeenObjects:
+    """What drawn objects are like.
+
+    Attributes:
+        painted: Their label image and classes, and how many voxels several of them claim.
+        notes: What of the file was left out.
+        partly: Whether there are regions that nobody labelled, or one outside of which nobody did.
+    """
+
+    painted: PaintedObjects
+    notes: tuple[str, ...]
+    partly: bool
+
+
 @dataclass(frozen=True)
 class ObjectTruth(FileSource):
     """The objects of one image, painted on its grid.
@@ -111,18 +126,16 @@ class ObjectTruth(FileSource):
         bounds = whole(region, self.geometry)
         return Volume(labels[bounds][np.newaxis], self.geometry.crop(bounds))
 
-    def painted(self, frame: int = 0) -> PaintedObjects:
-        """Returns the objects of a frame with their classes, and how many voxels several of them claim.
+    def look(self, frame: int = 0) -> SeenObjects:
+        """Returns what the objects of a frame are like.
 
         Raises:
             InputRefusedError: The file is damaged, or does not fit the image.
         """
         check_frame(frame, self.frames, self.id)
-        return _painted(self._drawn(), self._shape, self._frame(frame))
-
-    def has_unlabelled(self) -> bool:
-        """Whether there are regions that nobody labelled, or one outside of which nobody did."""
-        return any(_is_region(one) or _is_ignored(one) for one in self._drawn().objects)
+        drawn = self._drawn()
+        partly = any(_is_region(one) or _is_ignored(one) for one in drawn.objects)
+        return SeenObjects(_painted(drawn, self._shape, self._frame(frame)), drawn.notes, partly)
 
     @property
     def _shape(self) -> tuple[int, ...]:

@@ -77,9 +77,9 @@ def _looked_at(drawn: Sequence[Draft]) -> tuple[dict[str, Mapping[int, str]], se
         if label is None or label.kind == MASK_FILES:
             continue
         try:
-            truth = ObjectTruth(label, draft.case.sources[0])
-            kinds[draft.case.id] = truth.painted(draft.case.frame or 0).kinds
-            regions |= {draft.case.id} if truth.has_unlabelled() else set()
+            seen = ObjectTruth(label, draft.case.sources[0]).look(draft.case.frame or 0)
+            kinds[draft.case.id] = seen.painted.kinds
+            regions |= {draft.case.id} if seen.partly else set()
         except InputRefusedError:
             continue  # reading the label will say why
     return kinds, regions

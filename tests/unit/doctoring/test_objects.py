@@ -12,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from object_sets import BOXES, picture_of, save, squares, write_bowl, write_geojson, write_image
+from PIL import Image
 from scipy import ndimage
 
 from unet_med.doctoring import examine, quick_findings
 from unet_med.doctoring.objects import measure_objects
 from unet_med.io.cases import Case
+from unet_med.overlays import object_colours
 from unet_med.phantoms import write_phantoms_2d
+from unet_med.workflows.check import check
 
 CASE = "field02"
 MORE = {**BOXES, 4: (17, 10, 22, 16), 5: (2, 22, 8, 28)}
@@ -109,6 +112,27 @@ def test_drawn_objects_that_overlap_or_are_hidden(tmp_path: Path) -> None:
         ("objects_overlap", "d2"),
         ("objects_hidden", "d2"),
     }
+
+
+def test_outlines_beside_the_image_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "drawn"
+    write_image(folder, "d", squares(MORE))
+    write_geojson(folder / "labels/d.geojson", {**MORE, 6: (100, 100, 120, 130)})
+    manifest = manifest_of(folder, tmp_path / "m.json")
+    (finding,) = examine(manifest)
+    assert (finding.kind, finding.severity) == ("objects_left_out", "warning")
+    assert "hold no pixel of the picture are left out (1)" in finding.what
+
+
+def test_the_page_shows_objects_in_their_colours(tmp_path: Path) -> None:
+    objects = squares(MORE)
+    FAULTS["repeated_number"](objects)
+    manifest_of(write_cells(tmp_path / "cells", objects), tmp_path / "m.json", task="instance")
+    check(tmp_path / "m.json", html=tmp_path / "page.html", pictures=tmp_path / "pictures")
+    assert "given to several objects far apart" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    picture = np.asarray(Image.open(tmp_path / "pictures/repeated_number-c2.png")).reshape(-1, 3)
+    colours = object_colours([objects])
+    assert {colours[number] for number in MORE} <= {tuple(pixel) for pixel in np.unique(picture, axis=0).tolist()}
 
 
 def test_an_object_that_goes_on_beyond_the_edge_is_one(tmp_path: Path) -> None:
