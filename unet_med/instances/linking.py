@@ -96,12 +96,12 @@ def frame_objects(labels: Labels, spacing: Sequence[float]) -> FrameObjects:
     numbers, which, voxels = np.unique(labels.ravel()[inside], return_inverse=True, return_counts=True)
     places = np.unravel_index(inside, labels.shape)
     sums = [np.bincount(which, weights=axis, minlength=len(numbers)) for axis in places]
-    centres = np.stack(sums, axis=1) / voxels[:, None] * np.asarray(spacing)
+    centres = np.stack(sums, axis=1) / voxels[:, None] * np.asarray(spacing, dtype=np.float64)
     faces = [np.take(labels, side, axis=axis).ravel() for axis in range(labels.ndim) for side in (0, -1)]
     return FrameObjects(
         numbers.astype(np.int64),
         centres,
-        voxels * float(np.prod(spacing)),
+        np.asarray(voxels * float(np.prod(spacing)), dtype=np.float64),
         np.isin(numbers, np.concatenate(faces)),
     )
 

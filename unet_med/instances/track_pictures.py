@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,8 +73,7 @@ class TrackPainter:
             image: (I, J[, K]) of any real type; without it the objects are drawn on black.
         """
         flat, grey = _seen(labels, image)
-        flat, grey = (array[:: self._step, :: self._step].T for array in (flat, grey))
-        flat, grey = (np.kron(array, np.ones((self._factor, self._factor), array.dtype)) for array in (flat, grey))
+        flat, grey = self._sized(flat), self._sized(grey)
         low, high = self._window
         shown = 255.0 * np.clip((grey - low) / max(high - low, 1e-9), 0.0, 1.0)
         canvas = np.repeat(shown[..., None], 3, axis=2)
@@ -84,6 +84,10 @@ class TrackPainter:
         picture = Image.fromarray(np.rint(canvas).astype(np.uint8))
         self._draw_ways(ImageDraw.Draw(picture), frame)
         return np.asarray(picture)
+
+    def _sized(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Returns rows and columns of an array (I, J), in the picture's pixels."""
+        return np.kron(array[:: self._step, :: self._step].T, np.ones((self._factor, self._factor), array.dtype))
 
     def _draw_ways(self, draw: ImageDraw.ImageDraw, frame: int) -> None:
         """Draws where each object of the frame was in the frames before, and a white line from mother to daughter."""

@@ -65,7 +65,7 @@ class TrackedMasks:
             InputRefusedError: The file is damaged or no label image.
         """
         with refusing("a label image of a frame is damaged", f"frame {frame}", COPY_FILE_AGAIN, tifffile.TiffFileError):
-            pages = tifffile.imread(self.files[frame])
+            pages = np.asarray(tifffile.imread(self.files[frame]))
         if pages.ndim not in (2, 3) or pages.dtype.kind not in "iu":
             raise InputRefusedError(
                 f"an image of shape {pages.shape} and type {pages.dtype} is no label image",

@@ -255,7 +255,7 @@ def _pictured(
     lamp = 0.12 + 0.1 * np.exp(-((x - 0.1) ** 2 + (y + 0.15) ** 2) / 0.2)
     clean = lamp + brightness[numbers] * (1.0 - 0.45 * np.where(numbers > 0, depth, 0.0) ** 2)
     noisy = random.poisson(clean * 400.0) / 400.0 + random.normal(0.0, 0.02, clean.shape)
-    return np.clip(np.rint(noisy * 12000.0), 0, 65535).astype(np.uint16)
+    return np.asarray(np.clip(np.rint(noisy * 12000.0), 0, 65535), dtype=np.uint16)
 
 
 def _tracks(
