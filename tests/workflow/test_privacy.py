@@ -46,7 +46,7 @@ TEXTS = (
 )
 DATES = ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "StructureSetDate")
 UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
-ALL_FORMATS = "nifti,seg-nrrd,dicom-seg,rtstruct,dicom-sr,dicom-sc"
+ALL_FORMATS = "nifti,label-tiff,ome-zarr,geojson,imagej-roi,coco,seg-nrrd,dicom-seg,rtstruct,dicom-sr,dicom-sc"
 LABELS = {
     "labels": {
         "background": 0,

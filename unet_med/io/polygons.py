@@ -36,7 +36,8 @@ def polygon_parity(points: FloatArray, size: tuple[int, int]) -> Picture:
         rows = np.arange(len(edges)) - np.repeat(firsts, counts[some]) + begin[edges]
         crossing = x0[edges] + (rows - y0[edges]) * (x1 - x0)[edges] / (y1 - y0)[edges]
         columns = np.clip(np.ceil(crossing), 0, size[0]).astype(np.intp)
-        np.bitwise_xor.at(flips, (columns, rows), 1)
+        np.add.at(flips.reshape(-1), columns * size[1] + rows, np.uint8(1))  # what wraps around stays even or odd
+    flips &= 1
     return np.asarray(np.bitwise_xor.accumulate(flips, axis=0)[:-1], dtype=np.bool_)
 
 
