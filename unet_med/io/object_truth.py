@@ -37,7 +37,7 @@ OBJECT_KINDS = frozenset({"imagej-roi", "geojson", "coco", MASK_FILES})
 UNCLASSIFIED = "unclassified"
 """Class of an object that has none, beside objects that have one."""
 
-_MASK_ENDINGS = frozenset({".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg"})
+_MASK_ENDINGS = frozenset({".png", ".tif", ".tiff", ".jpg", ".jpeg"})
 _IGNORED = frozenset({"ignore*", "ignore"})
 _REGION = "region*"
 

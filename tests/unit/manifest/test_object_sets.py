@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from object_sets import (
     BOXES,
     SHAPE,
@@ -290,3 +292,39 @@ def test_tiles_of_one_field_stay_together(tmp_path: Path) -> None:
     folds = {case.id: case.fold for case in manifest.training}
     assert [folds[f"t{n}"] == folds[f"t{n + 1}"] for n in (0, 2, 4)] == [True] * 3
     assert len(set(folds.values())) == 3
+
+
+# ---- stacks ---------------------------------------------------------------------------------------------------------
+
+
+def stack_of(folder: Path, axes: str) -> None:
+    """A stack of three planes, and the first and last object drawn on two of them."""
+    pictures = np.stack([picture_of(OBJECTS, seed) for seed in range(3)])
+    (folder / "images").mkdir(parents=True)
+    tifffile.imwrite(folder / "images/s.ome.tif", pictures, ome=True, photometric="minisblack", metadata={"axes": axes})
+    path = write_geojson(folder / "labels/s.geojson", {1: BOXES[1], 3: BOXES[3]})
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for feature, plane in zip(content["features"], (0, 2), strict=True):
+        feature["geometry"]["plane"] = {
+            "c": -1,
+            "z": plane if axes[0] == "Z" else 0,
+            "t": plane if axes[0] == "T" else 0,
+        }
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_outlines_lie_on_their_plane_of_a_volume(tmp_path: Path) -> None:
+    stack_of(tmp_path / "set", "ZYX")
+    label = only(loaded(tmp_path / "set", tmp_path / "m.json"))  # (planes, rows, columns)
+    expected = np.zeros((3, *SHAPE), int)
+    expected[0][OBJECTS == 1], expected[2][OBJECTS == 3] = 1, 2
+    np.testing.assert_array_equal(label, expected)
+
+
+def test_outlines_belong_to_their_moment_of_a_movie(tmp_path: Path) -> None:
+    stack_of(tmp_path / "set", "TYX")
+    found = labels(loaded(tmp_path / "set", tmp_path / "m.json"))
+    assert sorted(found) == ["s_p000", "s_p001", "s_p002"]
+    np.testing.assert_array_equal(found["s_p000"], OBJECTS == 1)
+    np.testing.assert_array_equal(found["s_p001"], np.zeros(SHAPE))
+    np.testing.assert_array_equal(found["s_p002"], OBJECTS == 3)
