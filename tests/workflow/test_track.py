@@ -36,7 +36,7 @@ def movie() -> Movie:
 def _stack(path: Path, frames: np.ndarray, pixel_um: float | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     size = {} if pixel_um is None else {"resolution": (1 / pixel_um, 1 / pixel_um)}
-    unit = {} if pixel_um is None else {"unit": "um"}
+    unit = {} if pixel_um is None else {"unit": "um", "finterval": 90.0}
     tifffile.imwrite(path, frames, imagej=True, metadata={"axes": "TYX", **unit}, **size)
     return path
 
@@ -92,6 +92,8 @@ def test_a_stack_is_tracked_in_micrometres_over_its_images(movie: Movie, tmp_pat
     assert report["settings"] == {"max_move": 1.0, "max_gap": 1, "divisions": True}
     assert report["cases"][0]["unit"] == "um"
     assert report["cases"][0]["notes"] == []
+    tracks = parquet.read_table(out / "tracks.parquet").to_pydict()
+    assert tracks["mean_speed_um_per_min"][0] == pytest.approx(tracks["mean_step_um"][0] / 1.5)
     places = parquet.read_table(out / "places.parquet").to_pydict()
     first = int(np.flatnonzero(np.array(places["frame"]) == 0)[0])
     labels = open_tracked(out).read(0)

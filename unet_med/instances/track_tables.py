@@ -14,26 +14,29 @@ from unet_med.io.tracks import Track
 _AXES = "xyz"
 
 
-def track_table(linking: Linking, unit: str) -> ObjectTable:
+def track_table(linking: Linking, unit: str, seconds_per_frame: float | None = None) -> ObjectTable:
     """Returns one row for each track.
 
     Args:
         linking: The movie.
         unit: Of the spacing that it was linked with: ``um`` or ``px``.
+        seconds_per_frame: From frame to frame, where it is known.
 
     Returns:
         ``label``; ``cell``, the same for the parts of a track before and after a gap; ``lineage``, the same for a cell
         and all that came from it; ``parent`` (0: none); ``begin`` and ``end`` (frames from 0), ``frames``; ``starts``
         (``first frame``, ``division``, ``gap``, ``entered`` at the border of the image, ``appeared``) and ``stops``
         (``last frame``, ``division``, ``gap``, ``left``, ``lost``); ``path``, the length of its way, ``displacement``
-        from its first to its last place, ``mean_step`` from frame to frame (NaN for one frame), and ``mean_area`` or
-        ``mean_volume``.
+        from its first to its last place, ``mean_step`` from frame to frame (NaN for one frame), ``mean_area`` or
+        ``mean_volume``, and ``mean_speed`` where the time step is known.
     """
     cells, lineages = _families(linking)
     ways = _ways(linking)
     lengths = [np.linalg.norm(np.diff(way, axis=0), axis=1) for way in ways]
     tracks = linking.tracks
     last = len(linking.frames) - 1
+    steps = np.array([length.mean() if len(length) else np.nan for length in lengths])
+    speeds = {} if seconds_per_frame is None else {f"mean_speed_{unit}_per_min": steps * (60.0 / seconds_per_frame)}
     return ObjectTable(
         {
             "label": np.array([track.label for track in tracks], dtype=np.int64),
@@ -45,10 +48,11 @@ def track_table(linking: Linking, unit: str) -> ObjectTable:
             "frames": np.array([track.end - track.begin + 1 for track in tracks], dtype=np.int64),
             "starts": np.array([_starts(track, linking) for track in tracks], dtype=np.str_),
             "stops": np.array([_stops(track, linking, last) for track in tracks], dtype=np.str_),
-            f"path_{unit}": np.array([steps.sum() for steps in lengths]),
+            f"path_{unit}": np.array([length.sum() for length in lengths]),
             f"displacement_{unit}": np.array([np.linalg.norm(way[-1] - way[0]) for way in ways]),
-            f"mean_step_{unit}": np.array([steps.mean() if len(steps) else np.nan for steps in lengths]),
+            f"mean_step_{unit}": steps,
             f"mean_{_size_name(linking, unit)}": _mean_sizes(linking),
+            **speeds,
         }
     )
 

@@ -133,6 +133,11 @@ class _Movie:
             raise InputRefusedError(self.sources[0].reason or "the images cannot be used", self.id)
         return geometry
 
+    @property
+    def seconds_per_frame(self) -> float | None:
+        """From frame to frame, where the files say so."""
+        return self.sources[0].seconds_per_frame
+
     def opened(self) -> Iterator[tuple[OpenCase, int]]:
         """Yields for each frame what it is read from, and its number there."""
         for source in self.sources:
@@ -225,14 +230,19 @@ def _tracked(
     linking = linker.finish()
     album = _Album(movie, image, linking, spacing)
     files = write_tracked(folder, album.frames(), linking.tracks, movie.frames, RESULT_TABLE)
-    for name, table in (("tracks", track_table(linking, unit)), ("places", place_table(linking, unit))):
+    seconds = next((one.seconds_per_frame for one in (movie, image) if one and one.seconds_per_frame), None)
+    for name, table in (("tracks", track_table(linking, unit, seconds)), ("places", place_table(linking, unit))):
         files += [write_table(table, folder / f"{name}{suffix}") for suffix in (".csv", ".parquet")]
     files += album.write(folder)
-    return files, _summary(linking, unit, spacing, album.notes)
+    return files, _summary(linking, album.notes) | {
+        "unit": unit,
+        "spacing": list(spacing),
+        "seconds_per_frame": seconds,
+    }
 
 
-def _summary(linking: Linking, unit: str, spacing: Sequence[float], notes: Sequence[str]) -> dict[str, Any]:
-    table = track_table(linking, unit).columns
+def _summary(linking: Linking, notes: Sequence[str]) -> dict[str, Any]:
+    table = track_table(linking, "px").columns
     counts = {
         "frames": len(linking.frames),
         "objects": sum(len(objects.numbers) for objects in linking.frames),
@@ -244,7 +254,7 @@ def _summary(linking: Linking, unit: str, spacing: Sequence[float], notes: Seque
     counts |= {name: int((table["stops"] == name).sum()) for name in ("left", "lost")}
     alone = max((len(objects.numbers) for objects in linking.frames), default=0) < 2
     asked = ["no frame holds two objects: masks of kinds of things must be cut into objects first"] if alone else []
-    return counts | {"unit": unit, "spacing": list(spacing), "notes": [*notes, *asked]}
+    return counts | {"notes": [*notes, *asked]}
 
 
 class _Album:
