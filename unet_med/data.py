@@ -21,6 +21,7 @@ from unet_med.errors import InputRefusedError, MachineError, NothingUsableError,
 from unet_med.identity import case_tag
 from unet_med.instances.targets import ObjectTargets, object_targets
 from unet_med.io.cases import Case
+from unet_med.io.mapped import fresh
 from unet_med.labels import LabelMap
 from unet_med.losses import border_weight_map
 from unet_med.manifest import ManifestCase
@@ -215,9 +216,10 @@ def _on_grid(
             case.id,
             "make the manifest with --task instance, or set task to semantic",
         )
+    label: npt.NDArray[np.integer[Any]]
     if labels.objects:
         objects = preprocessor.prepare_label(stored, prepared)
-        label = np.asarray(read_target(case, labels, objects))
+        label = read_target(case, labels, objects)
     else:
         label = preprocessor.prepare_label(read_target(case, labels, stored), prepared)
         objects = preprocessor.prepare_label(stored, prepared) if case.case.instances else label
@@ -307,7 +309,7 @@ def _save_image(path: Path, image: npt.NDArray[np.float32] | Prepared) -> None:
         np.save(path, image)
         return
     shape = (len(image.intensities), *image.geometry.shape)  # rows that are read together lie together
-    image.copy_to(np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape, fortran_order=True))
+    image.copy_to(fresh(path, shape, np.float32, fortran_order=True))
 
 
 def _positions(label: npt.NDArray[np.integer[Any]], ignored: int | None) -> npt.NDArray[np.int32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,24 @@ def mapped(path: Path, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArra
             if found.shape == tuple(shape) and found.dtype == dtype:
                 return found
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=tuple(shape))
-        return fresh
+        return fresh(path, shape, dtype)
+
+
+def fresh(path: Path, shape: Sequence[int], dtype: npt.DTypeLike, *, fortran_order: bool = False) -> npt.NDArray[Any]:
+    """Makes a ``.npy`` file of zeros and returns its array; its place on the disk is taken at once.
+
+    Without that a disk that is full would end the process when it writes to the array.
+
+    Raises:
+        OSError: when the disk is full or the folder cannot be written.
+    """
+    array: npt.NDArray[Any] = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.dtype(dtype), shape=tuple(shape), fortran_order=fortran_order
+    )
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def store(array: npt.NDArray[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import Counter
 from itertools import pairwise
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from unet_med.errors import InputRefusedError
+from unet_med.errors import InputRefusedError, MachineError
 from unet_med.geometry import Geometry
 from unet_med.io.export import label_tiff
 from unet_med.io.mapped import let_go, mapped
@@ -167,6 +168,15 @@ def test_a_mask_in_a_file_is_gone_on_with(tmp_path: Path) -> None:
     assert second.labels_of().dtype == np.uint32
     assert (second.labels_of()[5:, :7] == 2).all() and (second.labels_of()[:5, :5] == 70000).all()
     assert np.array_equal(tifffile.imread(second.close()[0]).T, second.labels_of())
+
+
+def test_a_full_disk_is_known_before_anything_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    with pytest.raises(MachineError, match="disk full"):
+        mapped(tmp_path / "a.npy", (300, 50), "uint16")
 
 
 def test_a_mapped_array_keeps_what_memory_lets_go(tmp_path: Path) -> None:
