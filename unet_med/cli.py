@@ -92,7 +92,9 @@ AxesOption = Annotated[
 ]
 PixelSizeOption = Annotated[
     str | None,
-    typer.Option("--pixel-size", metavar="MM", help='Size of a pixel in mm where files have none: "0.5", "0.5,0.5,2".'),
+    typer.Option(
+        "--pixel-size", metavar="MM", help='Size of a pixel where files have none, in mm or "0.65um", "0.65,0.65,2um".'
+    ),
 ]
 ChannelOption = Annotated[
     list[str], typer.Option("--channel", metavar="NAME", help="Use this channel, by name or number (repeatable).")
@@ -848,19 +850,19 @@ def _intake(
     allow_gaps: bool,
 ) -> "IntakeOptions":
     """Builds the intake options; the pixel size is one number for all axes of a picture, or one for each axis."""
+    from unet_med.io.pixel_size import parsed_sizes
     from unet_med.io.source import IntakeOptions
 
     sizes: tuple[float, ...] | None = None
     if pixel_size is not None:
-        try:
-            sizes = tuple(float(part) for part in pixel_size.split(","))
-        except ValueError:
-            sizes = ()
+        sizes = parsed_sizes(pixel_size)
         if len(sizes) == 1:
             sizes *= 2
-        if len(sizes) not in (2, 3) or not all(0 < size < float("inf") for size in sizes):
+        if len(sizes) not in (2, 3):
             raise UsageError(
-                "the pixel size is no list of positive numbers", "--pixel-size", 'give mm as "0.5" or "0.5,0.5,2"'
+                "the pixel size is no list of positive numbers",
+                "--pixel-size",
+                'give mm as "0.5" or "0.5,0.5,2", or name the unit: "0.65um"',
             )
     return IntakeOptions(
         series=tuple(series),

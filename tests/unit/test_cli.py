@@ -144,7 +144,15 @@ def test_wrong_usage_is_one_line_and_two(
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("0.5", (0.5, 0.5)), ("0.5,0.25", (0.5, 0.25)), ("1, 2, 3", (1.0, 2.0, 3.0)), (None, None)]
+    ("text", "size"),
+    [
+        ("0.5", (0.5, 0.5)),
+        ("0.5,0.25", (0.5, 0.25)),
+        ("1, 2, 3", (1.0, 2.0, 3.0)),
+        ("500um", (0.5, 0.5)),
+        ("500,250,3000 um", (0.5, 0.25, 3.0)),
+        (None, None),
+    ],
 )
 def test_intake_options_reach_the_workflow(
     scan_does: Stub, tmp_path: Path, text: str | None, size: tuple[float, ...] | None
