@@ -695,6 +695,19 @@ def match(
     )
 
 
+@_command
+def retune(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN|OUT", exists=True, file_okay=False, help="A run, or what `predict` wrote.")
+    ],
+    set_: SetOption = [],
+) -> Outcome:
+    """Cut objects out with other thresholds: seconds, no network is run."""
+    from unet_med.workflows.retune import retune as workflow
+
+    return workflow(folder, set_)
+
+
 def _whole_numbers(text: str | None) -> tuple[int, ...]:
     parts = text.split(",") if text else []
     if not all(part.strip().isdecimal() for part in parts):

@@ -36,6 +36,7 @@ SURFACE = {
     "import-nnunet": "folder out --fold --checkpoint --name --orientation --overwrite",
     "compare": "run_a run_b",
     "match": "pipeline --data --out --kinds --fold --max-minutes --device --set",
+    "retune": "folder --set",
     "learning-curve": "pipeline --data --out --sizes --fold --max-minutes --device --set",
     "ui": "--store --port --no-browser",
     "send": "files --to --aet --user --password-env --tls --ca",

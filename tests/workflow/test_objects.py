@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -10,16 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 import yaml
-from object_set import disc_picture, write_disc_set
+from object_set import disc_bundle, disc_picture, write_disc_set
 
 from unet_med.bundle import read_bundle_info
 from unet_med.errors import NothingUsableError, UsageError
 from unet_med.instances.tuning import KEYS
 from unet_med.workflows import evaluate as evaluation
+from unet_med.workflows import predict as prediction
 from unet_med.workflows.evaluate import evaluate
 from unet_med.workflows.manifest import make_manifest
+from unet_med.workflows.predict import predict
 from unet_med.workflows.retune import retune
 from unet_med.workflows.train import train
 
@@ -146,3 +150,54 @@ def test_a_run_without_maps_is_told(run: Path, tmp_path: Path) -> None:
         retune(run)
     with pytest.raises(UsageError, match="no run"):
         retune(tmp_path)
+
+
+@pytest.fixture
+def predicted(tmp_path: Path, tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Masks of two pictures."""
+    from inline_worker import InlineWorker
+
+    monkeypatch.setattr(prediction, "Worker", InlineWorker)
+    model = disc_bundle(tiny_bundle)
+    images = write_disc_set(tmp_path / "in", cases=2) / "images"
+    assert predict(str(model), images, tmp_path / "OUT", formats=["label-tiff"], device="cpu").exit_code == 0
+    return tmp_path / "OUT"
+
+
+def sizes_in(mask: Path) -> np.ndarray:
+    return np.sort(np.bincount(tifffile.imread(mask).ravel())[1:])
+
+
+def test_masks_are_cut_out_anew(predicted: Path) -> None:
+    before = sizes_in(predicted / "discs_0.tif")
+    smallest = int(before[len(before) // 2])
+    outcome = retune(predicted, [f"instances.minimum_voxels={smallest}"])
+    assert outcome.exit_code == 0
+    after = sizes_in(predicted / "discs_0.tif")
+    assert np.array_equal(after, before[before >= smallest])
+    assert len(list(csv.DictReader((predicted / "objects/discs_0.csv").read_text().splitlines()))) == len(after)
+    counts = list(csv.DictReader((predicted / "counts.csv").read_text().splitlines()))
+    assert [int(row["objects"]) for row in counts if row["id"] == "discs_0"] == [len(after)]
+    assert json.loads((predicted / "discs_0.json").read_text())["provenance"]["options"]["retuned"] == {
+        "minimum_voxels": smallest
+    }
+    retune(predicted, ["instances.minimum_voxels=0"])
+    assert np.array_equal(sizes_in(predicted / "discs_0.tif"), before)
+
+
+def test_other_outputs_stay_where_a_case_is_refused(predicted: Path) -> None:
+    before = (predicted / "discs_1.tif").read_bytes()
+    shutil.rmtree(predicted / "maps" / "discs_1.zarr" / "c")
+    (predicted / "maps" / "discs_1.zarr" / "zarr.json").write_text("{}")
+    outcome = retune(predicted, ["instances.minimum_voxels=1"])
+    assert outcome.exit_code == 3
+    assert any("discs_1" in line and "maps" in line for line in outcome.lines)
+    assert (predicted / "discs_1.tif").read_bytes() == before
+
+
+def test_what_masks_are_cut_out_by_is_told(predicted: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no true objects"):
+        retune(predicted)
+    shutil.rmtree(tmp_path / "in")
+    with pytest.raises(NothingUsableError, match="there no more"):
+        retune(predicted, ["seed_depth=0.2"])

@@ -95,7 +95,7 @@ def basins_of(height: FloatArray, inside: BoolArray) -> Basins:
     number.ravel()[places] = np.arange(len(places), dtype=np.int32)
     members, tops = _climbed(number.ravel(), places + _steepest(padded, inside.shape)[places])
     numbers = np.zeros(shape, dtype=np.int32)
-    numbers[core].flat[places] = members + 1  # type: ignore[index]
+    numbers[core].flat[places] = members + 1
     pairs, saddles = _saddles(padded, numbers)
     summits = places[tops]
     return Basins(places, members, summits, Relief(height.ravel()[summits], pairs, saddles))

@@ -84,7 +84,7 @@ class CaseFolder:
         self.journal.write_file_table(self.table or {case.id: files_of(case) for case in cases})
 
         def make_job(case: Case, staging: Path, sha256: str) -> CaseJob:
-            return self._job(case, staging, sha256, (truths or {}).get(case.id))
+            return self.job(case, staging, sha256, (truths or {}).get(case.id))
 
         dispatch = Dispatch(self.journal, worker, make_job)
         try:
@@ -149,9 +149,8 @@ class CaseFolder:
         self._reported[0] = time.monotonic()
         return content
 
-    # ---- inside -------------------------------------------------------------------------------------------------
-
-    def _job(self, case: Case, staging: Path, sha256: str, truth: ManifestCase | None) -> CaseJob:
+    def job(self, case: Case, staging: Path, sha256: str, truth: ManifestCase | None = None) -> CaseJob:
+        """Returns what is asked of a case: its outputs go to ``staging``, ``sha256`` is that of its files."""
         return CaseJob(
             case,
             output_name(case.id),
@@ -162,6 +161,8 @@ class CaseFolder:
             export=self.export,
             kept=self.journal.kept(case.id),
         )
+
+    # ---- inside -------------------------------------------------------------------------------------------------
 
     def _provenance(self, case: Case, sha256: str) -> dict[str, Any]:
         first = self.models[0]

@@ -26,6 +26,9 @@ from unet_med.workflows.journal import JOURNAL, file_key, folder_key, open_job
 from unet_med.workflows.outcome import DONE, MACHINE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 
+OBJECTS = "objects"
+"""Of a job: what has to be known of its model to cut objects out again."""
+
 _SHOWN = 20
 
 
@@ -162,7 +165,7 @@ def _lines(
     lines += [f"{entry['status']}: {entry['id']}: {entry['reason']}" for entry in troubled[:_SHOWN]]
     if len(troubled) > _SHOWN:
         lines.append(f"... and {len(troubled) - _SHOWN} more in {REPORT}")
-    lines += _look_lines(entries)
+    lines += [*_look_lines(entries), *_object_lines(records)]
     notes = dict.fromkeys(f"{entry['id']}: {note}" for entry in entries for note in entry.get("notes") or ())
     lines += [f"note: {note}" for note in list(notes)[:_SHOWN]]
     lines += dict.fromkeys(_computed(record) for record in records if record.get("engine"))
@@ -180,6 +183,14 @@ def _look_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _object_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns how many objects of each class there are in all cases."""
+    counts: dict[str, int] = {}
+    for row in (row for record in records for row in record.get("objects", ())):
+        counts[row["class"]] = counts.get(row["class"], 0) + row["objects"]
+    return [f"objects: {', '.join(f'{count} {name}' for name, count in counts.items())}"] if counts else []
+
+
 def _computed(record: Mapping[str, Any]) -> str:
     """Says what computed a case and why, for example ``computed on cpu by openvino in bf16: the fastest of two``."""
     engines = ", ".join(" in ".join(engine.split()) for engine in record["engine"].split(", "))
@@ -192,7 +203,11 @@ def _setup(models: Sequence[BundleInfo], tta: bool, device: str, memory_gb: floa
 
 
 def _job(models: Sequence[BundleInfo], options: Mapping[str, Any]) -> dict[str, Any]:
-    return {"command": "predict", "model_sha256": [info.sha256 for info in models], "options": dict(options)}
+    job = {"command": "predict", "model_sha256": [info.sha256 for info in models], "options": dict(options)}
+    if models[0].labels.objects:
+        config = models[0].config.model_dump(mode="json")
+        job[OBJECTS] = {key: config[key] for key in ("task", "labels", "channels", "instances")}
+    return job
 
 
 def _asked(export: ExportOptions, labels: Path | None) -> dict[str, Any]:

@@ -11,14 +11,16 @@ from typing import Any
 import yaml
 
 from unet_med.bundle import BundleInfo, change_bundle, read_bundle_info
-from unet_med.config import Instances, PipelineConfig
+from unet_med.config import Instances
 from unet_med.errors import ConfigError, NothingUsableError, UsageError
 from unet_med.inference.objects import MAPS, MapArchive
 from unet_med.instances.tuning import KEYS
 from unet_med.io.atomic import write_json
 from unet_med.metrics import summarise
+from unet_med.workflows.journal import JOURNAL
 from unet_med.workflows.objects import META_KEY, changes_of, object_table, scored_objects, tuned
 from unet_med.workflows.outcome import Outcome
+from unet_med.workflows.session import JOURNAL as RUN
 
 _METRICS = "metrics.json"
 _MODELS = ("model", "model_best")
@@ -39,21 +41,31 @@ class _Fold:
         return cls(models, archive) if models and archive.names() else None
 
 
-def retune(run: Path, overrides: Sequence[str] = ()) -> Outcome:
-    """Chooses the thresholds of objects again, or takes given ones, and scores the held-out cases with them.
+def retune(folder: Path, overrides: Sequence[str] = ()) -> Outcome:
+    """Chooses the thresholds of objects again, or takes given ones.
 
     Args:
-        run: Run folder of a model of objects. Its models are changed, and the scores in ``metrics.json``.
-        overrides: ``instances.KEY=VALUE``; what is not given is kept. Nothing given: everything is chosen anew.
+        folder: Run folder of a model of objects: its models are changed, and the scores in ``metrics.json``. Or the
+            output folder of a prediction: its masks are cut out anew.
+        overrides: ``instances.KEY=VALUE``; what is not given is kept. Nothing given for a run: everything is chosen
+            anew on the held-out cases.
 
     Raises:
-        UsageError: when the folder is no run of objects, or a key is none that is chosen after training.
+        UsageError: when the folder is neither, or a key is none that is chosen after training.
         ConfigError: for a value that a key cannot have.
         NothingUsableError: when no maps are kept.
     """
+    given = _given(overrides)
+    if (folder / JOURNAL).is_file():
+        from unet_med.workflows.retune_output import retune_output
+
+        return retune_output(folder, given)
+    return _retune_run(folder, given)
+
+
+def _retune_run(run: Path, given: Mapping[str, Any]) -> Outcome:
     folds = _folds(run)
     ensemble = read_bundle_info(run / "model") if len(folds) > 1 else None
-    given = _given(overrides)
     scored: list[dict[str, Any]] = []
     reasons: list[str] = []
     per_fold: dict[str, Any] = {}
@@ -77,15 +89,6 @@ def retune(run: Path, overrides: Sequence[str] = ()) -> Outcome:
     return Outcome({key: value for key, value in metrics.items() if key != "cases"}, lines)
 
 
-def given_settings(given: Mapping[str, Any], config: PipelineConfig) -> Instances:
-    """Returns how a model cuts objects out, with some settings replaced.
-
-    Raises:
-        ConfigError: for a value that a key cannot have.
-    """
-    return config.replacing({f"instances.{key}": value for key, value in given.items()}).instances
-
-
 def _settings(
     archives: Sequence[MapArchive], info: BundleInfo, given: Mapping[str, Any]
 ) -> tuple[Instances, dict[str, Any], str]:
@@ -94,7 +97,7 @@ def _settings(
     if not given:
         tuning = tuned(archives, before)
         return tuning.settings, tuning.as_dict(), tuning.reason
-    settings = given_settings(given, info.config)
+    settings = info.config.replacing({f"instances.{key}": value for key, value in given.items()}).instances
     chosen = {key: getattr(settings, key) for key in KEYS}
     return settings, {"chosen": chosen, "given": sorted(given)}, f"{_listed(chosen)}: {', '.join(sorted(given))} given"
 
@@ -122,8 +125,12 @@ def _write_metrics(
 
 
 def _folds(run: Path) -> dict[str, _Fold]:
-    if not (run / "run.json").is_file():
-        raise UsageError("the folder is no run", run.name, "give the folder that `unet-med train --out` wrote")
+    if not (run / RUN).is_file():
+        raise UsageError(
+            "the folder is no run and no output folder",
+            run.name,
+            "give what `unet-med train --out` or `unet-med predict` wrote",
+        )
     info = read_bundle_info(run)
     if not info.labels.objects:
         raise UsageError("the model tells no objects apart", run.name, "train with task: instance")
