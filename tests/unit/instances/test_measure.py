@@ -131,6 +131,26 @@ def test_blocks_make_no_difference_to_volumes(labels: np.ndarray, side: int) -> 
     _same(parts, whole, 1e-7)
 
 
+class _Watched:
+    """Labels that remember how much was read of them at once."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels, self.shape, self.most = labels, labels.shape, 0
+
+    def __getitem__(self, region: tuple[slice, ...]) -> np.ndarray:
+        part = self.labels[region]
+        self.most = max(self.most, part.size)
+        return part
+
+
+def test_of_an_object_as_large_as_the_image_only_blocks_are_read() -> None:
+    labels = _blobs((90, 80), 4)
+    labels[40:45] = labels[:, 70] = 999
+    watched = _Watched(labels)
+    _same(measure_objects(watched, Geometry(labels.shape), side=16), measure_objects(labels, Geometry(labels.shape)))
+    assert watched.most <= 20**2
+
+
 def test_classes_and_counts() -> None:
     labels = np.zeros((50, 20), dtype=np.uint16)
     labels[1:3, 1:3], labels[5:10, 5:10], labels[20:24, 0:4] = 1, 2, 5

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from unet_med.io.mapped import let_go
 from unet_med.volume import Region
 
 Whole = npt.NDArray[np.int64]
@@ -61,7 +62,9 @@ def blocks(shape: Sequence[int], side: int | None = None) -> Iterator[Region]:
 
 
 def block_labels(labels: LabelImage, region: Region) -> npt.NDArray[np.integer[Any]]:
-    """Returns the labels of a region as an array in memory."""
+    """Returns the labels of a region; of a mapped file nothing stays in memory of what was read before."""
+    if isinstance(labels, np.ndarray):
+        let_go(labels)
     values: npt.NDArray[np.integer[Any]] = np.asarray(labels[region])
     return values
 
