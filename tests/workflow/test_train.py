@@ -224,7 +224,7 @@ def test_two_processes_train_score_and_write_as_one(place: Path) -> None:
     assert done.returncode == 1
     assert "a batch of 3 cannot be dealt out evenly to 2 processes" in done.stderr
     done = subprocess.run([*torchrun, *command, "--out", "TWO"], cwd=place, capture_output=True, text=True, check=False)
-    assert "exitcode  : 3" in done.stderr, done.stderr  # a case was left out
+    assert "exitcode  : 3" in done.stderr, done.stderr  # a case was left out, says the process that leads
     assert done.stdout.count("fold_0: ") == 1
     assert done.stdout.count("left out toy_03") == 1
     assert "2 processes" in done.stdout
