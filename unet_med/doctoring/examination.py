@@ -11,14 +11,12 @@ from unet_med.doctoring.comparing import compare_labels, made_between
 from unet_med.doctoring.leaks import almost_twins, split_groups, split_patients, tiles_apart, twins
 from unet_med.doctoring.likeness import cell_size
 from unet_med.doctoring.looking import Seen, look
-from unet_med.doctoring.objects import object_findings
+from unet_med.doctoring.objects import FEWEST_MASKS, object_findings
 from unet_med.errors import InputRefusedError
 from unet_med.manifest import Finding, LabelScan, Manifest, ManifestCase, remapped, value_findings, verify
 
 QUICK_VOXELS = 150_000_000
 """So much is looked at before a training: some twenty seconds on one core."""
-
-_FEWEST_CASES_OF_MASKS = 3
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
@@ -138,7 +136,7 @@ def _value_faults(manifest: Manifest, scans: Sequence[LabelScan]) -> list[Findin
 def _masks_not_objects(scans: Sequence[LabelScan]) -> list[Finding]:
     """Label images of an instance set that all hold one and the same value are masks."""
     sets = {tuple(value for value in scan.values if value) for scan in scans}
-    if len(scans) < _FEWEST_CASES_OF_MASKS or len(sets) != 1 or len(next(iter(sets))) != 1:
+    if len(scans) < FEWEST_MASKS or len(sets) != 1 or len(next(iter(sets))) != 1:
         return []
     what = "every label holds one value: masks, not objects"
     return [Finding("", "warning", what, "make the manifest with --task semantic", "one_object")]

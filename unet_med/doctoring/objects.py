@@ -28,6 +28,9 @@ TINY = 0.02
 HUGE = 0.5
 """An object that fills this share of the image is looked at."""
 
+FEWEST_MASKS = 3
+"""In fewer label images of one and the same number there may be one object each."""
+
 _WHOLE = 0.9
 _LARGER = 10
 _ALIKE = 0.25
@@ -198,9 +201,11 @@ def object_findings(manifest: Manifest, seen: Sequence[Seen]) -> list[Finding]:
     areas = np.concatenate([np.zeros(0), *[measured.voxels for _, measured in known]])
     median = float(np.median(areas)) if areas.size else 0.0
     findings: list[Finding] = []
+    masks = _are_masks([measured for _, measured in known])
     for case, measured in known:
-        findings += _of_numbers(case, measured)
-        findings += _of_shapes(case, measured, median)
+        mask = masks or (len(measured.numbers) == 1 and bool(measured.repeated))
+        findings += [] if masks else _of_numbers(case, measured)
+        findings += [] if mask else _of_shapes(case, measured, median)
         findings += _of_drawing(case, measured)
         if measured.unclassified:
             what = f"{_some(measured.unclassified, 'object')} without a class"
@@ -212,6 +217,12 @@ def object_findings(manifest: Manifest, seen: Sequence[Seen]) -> list[Finding]:
         what = "the set has several classes, and nobody said which of them the objects are"
         findings += [Finding(case, "error", what, remedy, "classes_unknown") for case in unknown]
     return findings
+
+
+def _are_masks(measured: Sequence[ObjectMeasures]) -> bool:
+    """Whether all labels of a set hold one and the same number: that is told once, of the set."""
+    numbers = {tuple(one.numbers.tolist()) for one in measured}
+    return len(measured) >= FEWEST_MASKS and len(numbers) == 1 and len(next(iter(numbers))) == 1
 
 
 def _of_numbers(case: str, measured: ObjectMeasures) -> list[Finding]:

@@ -29,7 +29,7 @@ from unet_med.manifest.pairing import CONVENTIONS, Pairing, pair_sources
 from unet_med.manifest.set_channels import absent, channel_names, channel_notes, common_modality
 from unet_med.manifest.tables import parse_label_list, parse_label_names, parse_label_values
 from unet_med.manifest.truth import name_segments, pair_annotations
-from unet_med.manifest.values import scan_label
+from unet_med.manifest.values import LabelScan, scan_label
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
@@ -103,7 +103,7 @@ def build_manifest(
     given = parse_label_values(options.label_values)
     task = "instance" if objects.drawn else options.task
     meaning = meaning_of(scans, task, given, names | objects.names, ignore, annotated=annotated)
-    notes += meaning.notes
+    notes += meaning.notes + (_counted(scans, meaning.ignore_label) if meaning.task == "instance" else [])
     lacking = absent(drafts, told)
     notes += channel_notes([draft for draft in drafts if draft.case.id not in {one.case for one in lacking}])
     notes += [f"{scan.case}: the label cannot be used" for scan in scans if scan.finding is not None]
@@ -126,6 +126,14 @@ def build_manifest(
         licence=told.licence,
     )
     return BuildReport(manifest, tuple(notes), tuple(left))
+
+
+def _counted(scans: Sequence[LabelScan], ignore: int | None) -> list[str]:
+    """Says how many objects there are."""
+    counts = [sum(value not in (0, ignore) for value in scan.values) for scan in scans if scan.finding is None]
+    if not counts:
+        return []
+    return [f"objects: {sum(counts)} in {len(counts)} images, {min(counts)} to {max(counts)} in each"]
 
 
 def _plain(items: Iterable[Any], description: str) -> Iterable[Any]:

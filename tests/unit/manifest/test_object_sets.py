@@ -63,6 +63,7 @@ def test_one_mask_for_each_object(tmp_path: Path) -> None:
     save(folder / "c/images/c.png", picture_of(OBJECTS, 5))
     report = report_of(folder)
     assert "pictures with one mask file for each object: 2" in report.notes
+    assert "objects: 4 in 2 images, 1 to 3 in each" in report.notes
     manifest = loaded(folder, tmp_path / "m.json")
     assert (manifest.task, manifest.labels) == ("instance", {"background": 0, "object": 1})
     found = labels(manifest)
@@ -245,6 +246,8 @@ def test_a_value_that_says_nobody_labelled(tmp_path: Path) -> None:
     manifest = loaded(folder, tmp_path / "m.json", task="instance", ignore_label=999)
     (case, _) = manifest.training
     assert (manifest.ignore_label, manifest.labels) == (999, {"background": 0, "object": 1})
+    notes = report_of(folder, task="instance", ignore_label=999).notes
+    assert "objects: 6 in 2 images, 3 to 3 in each" in notes
     np.testing.assert_array_equal(
         case.case.classes_of(case.case.read_label()).T, np.where(sparse == 999, 999, sparse > 0)
     )
