@@ -20,16 +20,14 @@ from unet_med.config import PipelineConfig
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError
 from unet_med.identity import case_tag
 from unet_med.instances.targets import ObjectTargets, object_targets
-from unet_med.io.cases import Case
 from unet_med.io.mapped import fresh
 from unet_med.labels import LabelMap
 from unet_med.losses import border_weight_map
 from unet_med.manifest import ManifestCase
-from unet_med.transforms.intensity import highest_value
 from unet_med.transforms.preprocess import Prepared, Preprocessor
 from unet_med.transforms.stains import CHANNELS as COLOURS
 from unet_med.transforms.stains import Tint
-from unet_med.volume import Volume, lazily
+from unet_med.volume import Volume, bands
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +37,6 @@ _FOREGROUND_VOXELS = 5000
 """Positions remembered for each label and case, to centre patches on."""
 _SLAB_VOXELS = 2**22
 """Voxels of a label that are looked at together."""
-_LARGE_BYTES = 2**30
-"""Images of more bytes are not read as a whole, where their files allow that."""
 _BESIDE = ("weight", "border", "distance")
 ANNOTATED = -1
 """Stands in the place of a label for any voxel that somebody labelled, as background or otherwise."""
@@ -170,7 +166,7 @@ def _prepare_case(
     folder = cache / _cache_key(case, config, labels)
     if not (folder / "done.json").exists():
         stored = case.case.read_label()
-        volume = _volume(case.case)
+        volume = case.case.look()
         prepared = preprocessor.prepare(volume)
         spacing = prepared.geometry.spacing_mm
         label, objects = _on_grid(case, labels, stored, preprocessor, prepared)
@@ -185,21 +181,13 @@ def _prepare_case(
     return CachedCase(case.id, folder, tuple(meta["shape"]), spacing_mm)
 
 
-def _volume(case: Case) -> Volume:
-    """Returns the image of a case; a large one is not in memory, where its files can be read region by region."""
-    opened = case.open()
-    size = prod(case.geometry.shape) * sum(one.channels * np.dtype(one.dtype).itemsize for one in case.sources)
-    if size < _LARGE_BYTES or not case.reads_regions or len(case.frames) > 1:
-        return case.read()
-    return lazily(opened, case.frames[0])
-
-
 def _tint(volume: Volume, prepared: Prepared) -> Tint | None:
     """Returns how a colour picture goes back to light; ``None`` for all other images."""
     if volume.channels != COLOURS or volume.geometry.ndim != 2:
         return None
     scales = prepared.intensities
-    return Tint(tuple(one.mean for one in scales), tuple(one.sd for one in scales), highest_value(volume.array))
+    highest = max(float(part.max()) for _, _, part in bands(volume.array))
+    return Tint(tuple(one.mean for one in scales), tuple(one.sd for one in scales), highest)
 
 
 def _on_grid(

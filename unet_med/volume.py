@@ -151,6 +151,23 @@ def slabs(array: npt.NDArray[Any], voxels: int = SLAB_VOXELS) -> Iterator[Region
         yield tuple(slice(begin[axis], min(begin[axis] + steps[axis], array.shape[axis])) for axis in range(array.ndim))
 
 
+def bands(array: npt.NDArray[Any], voxels: int = 2**22) -> Iterator[tuple[int, int, npt.NDArray[Any]]]:
+    """Yields all of an image (C, *s) in the order of its memory, or of its file where it is a :class:`LazyArray`.
+
+    Args:
+        array: The image.
+        voxels: Of a band, about; it is one row at least.
+
+    Yields:
+        The spatial axis along which bands follow each other, the first row of this one, and its voxels.
+    """
+    sizes = array.shape[1:]
+    axis = max(range(len(sizes)), key=lambda one: abs(array.strides[one + 1]) if sizes[one] > 1 else 0)
+    rows = max(1, voxels * sizes[axis] // max(1, prod(sizes)))
+    for start in range(0, sizes[axis], rows):
+        yield axis, start, np.asarray(array[(slice(None),) * (axis + 1) + (slice(start, start + rows),)])
+
+
 def lazily(source: ImageSource, frame: int = 0) -> Volume:
     """Returns a frame of a source as a volume whose array is a :class:`LazyArray`: nothing is read yet."""
     return Volume(cast("npt.NDArray[Any]", LazyArray(source, frame)), source.geometry)

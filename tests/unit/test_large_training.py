@@ -18,6 +18,7 @@ from unet_med.io.tiff import inspect_tiff
 from unet_med.io.tiff.source import TiffSource
 from unet_med.manifest import ManifestCase
 from unet_med.patches import PatchDataset
+from unet_med.planning import fingerprint
 
 
 def _slide(folder: Path) -> ManifestCase:
@@ -40,7 +41,7 @@ def test_a_large_case_is_prepared_as_any_other(tiny_bundle, tmp_path: Path, monk
         return prepare_cases([case], bundle.config, bundle.labels, tmp_path / name, lambda some, _: some).cases[0]
 
     usual = prepared("usual")
-    monkeypatch.setattr(data, "_LARGE_BYTES", 0)
+    monkeypatch.setattr("unet_med.io.cases.LARGE_BYTES", 0)
     monkeypatch.setattr("unet_med.volume._BAND_BYTES", 2**12)
     read: list[int] = []
     true_read = TiffSource.read
@@ -58,6 +59,16 @@ def test_a_large_case_is_prepared_as_any_other(tiny_bundle, tmp_path: Path, monk
     assert np.array_equal(large.foreground(), usual.foreground())
     samples = [PatchDataset([one], bundle.config)[5] for one in (usual, large)]
     assert np.allclose(samples[0]["image"], samples[1]["image"], atol=1e-4)
+
+
+def test_a_large_case_is_planned_with_as_any_other(tmp_path: Path, monkeypatch) -> None:
+    case = _slide(tmp_path).case
+    usual = fingerprint([case], 3)
+    monkeypatch.setattr("unet_med.io.cases.LARGE_BYTES", 0)
+    monkeypatch.setattr("unet_med.volume._BAND_BYTES", 2**12)
+    large = fingerprint([case], 3)
+    assert large == usual
+    assert usual.cases[0].shape == (70, 150) and len(usual.channels) == 2
 
 
 @pytest.mark.parametrize("ignored", [None, 3])

@@ -10,7 +10,7 @@ from large_images import WatchedSource, picture
 
 from unet_med import volume
 from unet_med.geometry import reorient
-from unet_med.volume import LazyArray, lazily
+from unet_med.volume import LazyArray, bands, lazily
 
 
 @st.composite
@@ -57,6 +57,16 @@ def test_a_small_region_is_read_alone() -> None:
     source.reads.clear()
     assert np.array_equal(np.asarray(lazy[:, 10:20, 30:50]), source.array[:, 10:20, 30:50])
     assert source.reads == [200]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_bands_follow_the_order_of_memory_and_hold_everything(order) -> None:
+    image = picture((7, 30, 5), channels=2).transpose(0, *(axis + 1 for axis in order))
+    found = np.zeros_like(image)
+    for axis, start, band in bands(image, 40):
+        assert axis == order.index(0)  # the first axis as it was made is the slowest
+        found[(slice(None),) * (axis + 1) + (slice(start, start + band.shape[axis + 1]),)] = band
+    assert np.array_equal(found, image)
 
 
 def test_only_slices_cut_it() -> None:

@@ -153,8 +153,8 @@ def thinned(image: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
         return np.asarray(image[index])
     axis = 1 + lazy.slowest
     rows = step * max(1, _ROWS // step)
-    bands = [
+    kept = [
         np.asarray(lazy[(slice(None),) * axis + (slice(start, start + rows),)])[index]
         for start in range(0, lazy.shape[axis], rows)
     ]
-    return np.concatenate(bands, axis=axis)
+    return np.concatenate(kept, axis=axis)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from unet_med.io.object_truth import OBJECT_KINDS, ObjectTruth
 from unet_med.io.picture import PictureSource
 from unet_med.io.reading import check_frame
 from unet_med.io.source import SourceRef
-from unet_med.volume import ImageSource, Region, Volume, slabs
+from unet_med.volume import ImageSource, Region, Volume, lazily, slabs
 
 SAME_PLACE_VOXELS = 0.1
 """A label lies on its image when no corner is further off than this, in voxels of the image."""
@@ -32,6 +33,8 @@ _EXACT_BYTES = 2
 
 _IDENTITY_VOXELS = 0.01
 _WHOLE_NUMBER = 1e-3
+LARGE_BYTES = 2**30
+"""Images of more bytes are not read as a whole to be planned with or learnt from."""
 _REGION_KINDS = ("tiff", "zarr", "czi", "nd2", "lif")
 """Kinds whose files are read region by region."""
 _PLACED_KINDS = ("dicom", "dicom-seg", "nifti", "nrrd", "mha")
@@ -126,6 +129,13 @@ class Case:
             InputRefusedError: A file is damaged, holds NaN or infinity, or the grids cannot be brought together.
         """
         return self.open().read(frame=self._frame(frame))
+
+    def look(self, frame: int | None = None) -> Volume:
+        """Returns the image as :meth:`read` does; a large one is not in memory, if regions of it can be read alone."""
+        size = prod(self.geometry.shape) * sum(one.channels * np.dtype(one.dtype).itemsize for one in self.sources)
+        if size < LARGE_BYTES or not self.reads_regions:
+            return self.read(frame)
+        return lazily(self.open(), self._frame(frame))
 
     def read_label(self, frame: int | None = None) -> LabelArray:
         """Returns the label as integers (I, J[, K]) on the reference grid; the smallest type that holds its values.

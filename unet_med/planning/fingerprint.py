@@ -13,6 +13,7 @@ from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
 from unet_med.io.cases import Case
 from unet_med.planning.sides import CaseSides, measure_sides
+from unet_med.volume import bands, slabs
 
 SAMPLES = 2_000_000
 """Voxels of the foreground that are kept for the intensity statistics, over all cases."""
@@ -187,7 +188,7 @@ class _Measured(NamedTuple):
 
 
 def _measure(case: Case, frame: int, labels: int, share: int, ignore: int | None) -> _Measured:
-    volume = case.read(frame)
+    volume = case.look(frame)
     label = case.read_label(frame)
     unlabelled = 0
     if ignore is not None:
@@ -204,13 +205,22 @@ def _measure(case: Case, frame: int, labels: int, share: int, ignore: int | None
     geometry = volume.geometry.reoriented(order, flips)
     inside = np.flatnonzero(turned_label)
     one = _shape_of(array, geometry)
-    if geometry.ndim == 3 and geometry.spacing_mm is not None:
+    if geometry.ndim == 3 and geometry.spacing_mm is not None and isinstance(array, np.ndarray):
         one = replace(one, sides=measure_sides(array[0], turned_label, inside, geometry.spacing_mm, labels))
-    values = array.reshape(array.shape[0], -1)
-    chosen = inside[:: max(1, inside.size // share)]
-    counts = np.bincount(label.ravel(), minlength=labels).astype(np.int64)
+    chosen = np.unravel_index(inside[:: max(1, inside.size // share)], turned_label.shape)
+    counts = np.sum([np.bincount(label[part].ravel(), minlength=labels) for part in slabs(label)], axis=0)
     counts[0] -= unlabelled
-    return _Measured(one, values[:, chosen].astype(np.float32), counts, diameters)
+    return _Measured(one, _values_at(array, chosen), counts.astype(np.int64), diameters)
+
+
+def _values_at(array: npt.NDArray[Any], places: tuple[npt.NDArray[np.int64], ...]) -> npt.NDArray[np.float32]:
+    """Returns the values of some voxels of an image, (C, n); ``places`` are their indices along each axis."""
+    found = np.empty((array.shape[0], len(places[0])), dtype=np.float32)
+    for axis, start, band in bands(array):
+        own = (places[axis] >= start) & (places[axis] < start + band.shape[axis + 1])
+        index = (at[own] - (start if number == axis else 0) for number, at in enumerate(places))
+        found[:, own] = band[(slice(None), *index)]
+    return found
 
 
 def _diameters(objects: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
@@ -237,12 +247,17 @@ def _check_values(case_id: str, label: npt.NDArray[Any], labels: int) -> None:
 
 
 def _shape_of(array: npt.NDArray[Any], geometry: Geometry) -> CaseFingerprint:
-    nonzero = (array != 0).any(axis=0)
+    lines = [np.zeros(size, dtype=np.bool_) for size in geometry.shape]
+    for along, start, band in bands(array):
+        nonzero = (band != 0).any(axis=0)
+        for axis, line in enumerate(lines):
+            part = nonzero.any(axis=tuple(other for other in range(nonzero.ndim) if other != axis))
+            line[slice(start, start + len(part)) if axis == along else slice(None)] |= part
     shape: list[int] = []
-    for axis, size in enumerate(nonzero.shape):
-        line = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(nonzero.ndim) if other != axis)))
-        shape.append(int(line[-1] - line[0] + 1) if line.size else size)
-    kept = float(np.prod(shape)) / float(nonzero.size)
+    for line in lines:
+        places = np.flatnonzero(line)
+        shape.append(int(places[-1] - places[0] + 1) if places.size else len(line))
+    kept = float(np.prod(shape)) / float(np.prod(geometry.shape))
     return CaseFingerprint(tuple(shape), geometry.spacing_mm, kept)
 
 

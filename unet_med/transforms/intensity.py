@@ -77,11 +77,6 @@ def nonzero_box(image: npt.NDArray[Any]) -> Region:
     return tuple(box)
 
 
-def highest_value(image: npt.NDArray[Any]) -> float:
-    """Returns the highest value of ``image`` (C, *s), which need not be in memory."""
-    return max(float(chunk.max()) for chunk in _chunks(image))
-
-
 def filled(image: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Returns where any channel of ``image`` (C, *s) is not 0, and the holes that these voxels enclose.
 
