@@ -590,9 +590,12 @@ def run(
 
 @_command
 def demo(
-    kind: Annotated[Literal["3d", "2d"], typer.Argument(metavar="[3d|2d]", help="Organs in CT, or nuclei.")] = "3d",
+    kind: Annotated[
+        Literal["3d", "2d", "cells"],
+        typer.Argument(metavar="[3d|2d|cells]", help="Organs in CT, nuclei, or movies of cells that divide."),
+    ] = "3d",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Output folder; default: demo_3d or demo_2d.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Output folder; default: demo_3d, demo_2d, demo_cells.")
     ] = None,
     max_minutes: MinutesOption = None,
     overwrite: OverwriteOption = False,

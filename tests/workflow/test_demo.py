@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from unet_med import phantoms
 from unet_med.errors import UsageError
 from unet_med.workflows import demo as module
 from unet_med.workflows.demo import demo
+from unet_med.workflows.demo_recipes import Recipe
 
 SMALL = """\
 name: demo_{kind}
+task: {task}
 dims: {dims}
 network: {{features: [4, 8], strides: [{ones}, {twos}], kernels: [{threes}, {threes}]}}
 sampling: {{patch_voxels: {patch}, batch_size: 2}}
@@ -21,10 +24,17 @@ training: {{max_minutes: 0.03, workers: 0, overlay_cases: 1}}
 """
 
 
-def _small(kind: str) -> str:
-    dims = int(kind[0])
+def _small(kind: module.Kind) -> Recipe:
+    """Returns the demo with a small network and few cases."""
+    dims = 3 if kind == "3d" else 2
     one, two, three = ([n] * dims for n in (1, 2, 3))
-    return SMALL.format(kind=kind, dims=dims, ones=one, twos=two, threes=three, patch=[16] * dims)
+    task = "instance" if kind == "cells" else "semantic"
+    pipeline = SMALL.format(kind=kind, task=task, dims=dims, ones=one, twos=two, threes=three, patch=[16] * dims)
+    recipe = module.RECIPES[kind]
+    short = {"frames": 4} if kind == "cells" else {}
+    return replace(
+        recipe, pipeline=pipeline, cases=max(recipe.folds, 3), write=partial(recipe.write, unlabelled=1, **short)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -32,17 +42,7 @@ def _small_and_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks, few cases, and the MLflow store in the test's own folder."""
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "_PIPELINE_3D", _small("3d"))
-    monkeypatch.setattr(module, "_PIPELINE_2D", _small("2d"))
-    for name in ("write_phantoms_3d", "write_phantoms_2d"):
-        write = getattr(phantoms, name)
-        monkeypatch.setattr(
-            module,
-            name,
-            lambda folder, cases, seed, truth, write=write: write(
-                folder, cases=4, seed=seed, unlabelled=1, truth=truth
-            ),
-        )
+    monkeypatch.setattr(module, "RECIPES", {kind: _small(kind) for kind in module.RECIPES})
 
 
 @pytest.mark.parametrize(("kind", "labels"), [("3d", {"liver", "kidney"}), ("2d", {"nucleus"})])
@@ -71,6 +71,20 @@ def test_the_whole_way(kind: module.Kind, labels: set[str], tmp_path: Path, caps
     assert again.result["unlabelled"] == result["unlabelled"]
     with pytest.raises(UsageError, match="another demo"):
         demo("2d" if kind == "3d" else "3d", out)
+
+
+def test_cells_are_followed_through_their_movie(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    outcome = demo("cells", out)
+    assert outcome.exit_code == 0
+    assert outcome.result["tracking"]["n_frames"] == 4
+    assert outcome.result["tracking"]["n_label"] > 100
+    assert outcome.result["tracks"]["frames"] == 4
+    assert len(list((out / "tracks").glob("mask*.tif"))) == 4
+    assert "tracks of the unlabelled movie: SEG" in "\n".join(outcome.lines)
+    shown = capsys.readouterr().err
+    places = [shown.index(f"$ unet-med {step} ") for step in ("manifest", "train", "predict", "track", "score")]
+    assert places == sorted(places)
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:

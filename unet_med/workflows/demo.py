@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -21,64 +21,26 @@ from unet_med.io.source import IntakeOptions
 from unet_med.labels import LabelMap
 from unet_med.manifest import load_manifest
 from unet_med.metrics import case_metrics, summarise
-from unet_med.phantoms import PhantomSet, best_threshold_dice, write_phantoms_2d, write_phantoms_3d
+from unet_med.phantoms import PhantomSet, best_threshold_dice
 from unet_med.version import __version__
 from unet_med.workflows.check import check
+from unet_med.workflows.demo_recipes import RECIPES, Kind
 from unet_med.workflows.evaluate import evaluate
 from unet_med.workflows.manifest import make_manifest
 from unet_med.workflows.outcome import SOME_REFUSED, Outcome
 from unet_med.workflows.plan import plan
 from unet_med.workflows.predict import predict
 from unet_med.workflows.scan import scan
+from unet_med.workflows.score import score
+from unet_med.workflows.track import track
 from unet_med.workflows.train import train
 
-Kind = Literal["3d", "2d"]
-
 _MARK = "demo.json"
-_OURS = ("data", "truth", "run", "evaluation", "masks")
-_FOLDS = 4
+_OURS = ("data", "truth", "truth_tracks", "run", "evaluation", "masks", "tracks")
 _HELD_OUT = 0
 _SEED = 0
 _REVIEW = "Review the experiment"
-
-_PIPELINE_3D = """\
-# Two organs in phantom CT: a small network that learns in minutes on two cores. What is left out is resolved from
-# the data; pipelines/semantic_3d.yaml is the place to start for real scans.
-name: demo_3d
-dims: 3
-network:
-  features: [8, 16, 32]
-  strides: [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
-  kernels: [[3, 3, 3], [3, 3, 3], [3, 3, 3]]
-sampling:
-  patch_voxels: [40, 36, 28]
-  batch_size: 2
-training:
-  learning_rate: 0.003
-  epochs: 12
-  steps_per_epoch: 20
-  validation_every_epochs: 4
-  workers: 0
-"""
-
-_PIPELINE_2D = """\
-# Nuclei in phantom microscopy, pixel by pixel: a small network that learns in minutes on two cores.
-name: demo_2d
-dims: 2
-network:
-  features: [8, 16, 32, 64]
-  strides: [[1, 1], [2, 2], [2, 2], [2, 2]]
-  kernels: [[3, 3], [3, 3], [3, 3], [3, 3]]
-sampling:
-  patch_voxels: [128, 128]
-  batch_size: 4
-training:
-  learning_rate: 0.003
-  epochs: 12
-  steps_per_epoch: 20
-  validation_every_epochs: 4
-  workers: 0
-"""
+_SCORES = ("n_cases", "mean", "per_label", "instance")
 
 
 @dataclass(frozen=True)
@@ -107,14 +69,20 @@ class _Places:
     def masks(self) -> Path:
         return self.out / "masks"
 
+    @property
+    def tracks(self) -> Path:
+        return self.out / "tracks"
+
 
 def demo(kind: Kind, out: Path, max_minutes: float | None = None, overwrite: bool = False) -> Outcome:
     """Makes a phantom data set, trains on it, scores the held-out cases and segments the unlabelled ones.
 
-    A second start of the same demo goes on where the first was stopped.
+    Movies are tracked, too, and their tracks scored. A second start of the same demo goes on where the first was
+    stopped.
 
     Args:
-        kind: ``3d``: CT-like DICOM series with two organs; ``2d``: OME-TIFF pictures of touching nuclei.
+        kind: ``3d``: CT-like DICOM series with two organs; ``2d``: OME-TIFF pictures of touching nuclei; ``cells``:
+            OME-TIFF movies of cells that divide.
         out: Output folder.
         max_minutes: Training time; default: a fixed number of steps, one to two minutes on two cores.
         overwrite: Replace an earlier demo in ``out``.
@@ -126,19 +94,23 @@ def demo(kind: Kind, out: Path, max_minutes: float | None = None, overwrite: boo
     places = _Places(out)
     _claim(out, kind, max_minutes, overwrite)
     phantoms = _write_data(places, kind)
-    places.pipeline.write_text(_PIPELINE_3D if kind == "3d" else _PIPELINE_2D, encoding="utf-8")
+    places.pipeline.write_text(RECIPES[kind].pipeline, encoding="utf-8")
     trained = _learn(places, kind, max_minutes)
     _announce(f"unet-med evaluate {places.run} --data {places.manifest} --fold {_HELD_OUT} --out {out / 'evaluation'}")
     scored = evaluate(str(places.run), places.manifest, fold=_HELD_OUT, out=out / "evaluation")
     _announce(f"unet-med predict {places.run} {places.data / 'unlabelled'} {places.masks}")
     predicted = predict(str(places.run), places.data / "unlabelled", places.masks)
-    unlabelled = _score_unlabelled(phantoms, places.masks)
-    threshold = _threshold_dice(places, phantoms)
+    if kind == "cells":
+        quality = _follow(places, phantoms)
+    else:
+        quality = {
+            "unlabelled": _score_unlabelled(phantoms, places.masks),
+            "best_threshold_dice": _threshold_dice(places, phantoms),
+        }
     result = {
         "kind": kind,
-        "held_out": {key: scored.result[key] for key in ("n_cases", "mean", "per_label")},
-        "unlabelled": unlabelled,
-        "best_threshold_dice": threshold,
+        "held_out": {key: scored.result[key] for key in _SCORES if key in scored.result},
+        **quality,
         "seconds": round(time.monotonic() - started, 1),
     }
     codes = {trained.exit_code, scored.exit_code, predicted.exit_code}
@@ -149,14 +121,23 @@ def _learn(places: _Places, kind: Kind, max_minutes: float | None) -> Outcome:
     """From the folder to the trained model."""
     _announce(f"unet-med scan {places.data}")
     _show(scan(places.data, IntakeOptions()))
-    task: Literal["semantic", "instance"] = "instance" if kind == "2d" else "semantic"
-    names = "1=nucleus" if kind == "2d" else "1=liver,2=kidney"
+    recipe = RECIPES[kind]
     if not places.manifest.exists():
+        grouped = f" --group-by '{recipe.group_by}'" if recipe.group_by else ""
         _announce(
-            f"unet-med manifest {places.data} --out {places.manifest} --folds {_FOLDS} --task {task} "
-            f"--label-names {names}"
+            f"unet-med manifest {places.data} --out {places.manifest} --folds {recipe.folds} --task {recipe.task} "
+            f"--label-names {recipe.label_names}{grouped}"
         )
-        _show(make_manifest(places.data, places.manifest, folds=_FOLDS, task=task, label_names=names))
+        _show(
+            make_manifest(
+                places.data,
+                places.manifest,
+                folds=recipe.folds,
+                group_by=recipe.group_by or None,
+                task=recipe.task,
+                label_names=recipe.label_names,
+            )
+        )
     _announce(f"unet-med check {places.manifest}")
     _show(check(places.manifest, None))
     _announce(f"unet-med plan {places.pipeline} --data {places.manifest}")
@@ -198,10 +179,9 @@ def _claim(out: Path, kind: Kind, max_minutes: float | None, overwrite: bool) ->
 
 
 def _write_data(places: _Places, kind: Kind) -> PhantomSet:
-    write = write_phantoms_3d if kind == "3d" else write_phantoms_2d
-    cases, what = (12, "CT-like DICOM series of invented patients") if kind == "3d" else (16, "pictures of nuclei")
-    _announce(f"making {what} in {places.data}", command=False)
-    return write(places.data, cases=cases, seed=_SEED, truth=places.out / "truth")
+    recipe = RECIPES[kind]
+    _announce(f"making {recipe.what} in {places.data}", command=False)
+    return recipe.write(places.data, cases=recipe.cases, seed=_SEED, truth=places.out / "truth")
 
 
 # ---- how good it is --------------------------------------------------------------------------------------------------
@@ -241,30 +221,65 @@ def _threshold_dice(places: _Places, phantoms: PhantomSet) -> dict[str, float]:
     return named if len(named) == 1 else {"any organ": dice[0], **named}
 
 
+def _follow(places: _Places, phantoms: PhantomSet) -> dict[str, Any]:
+    """Tracks the masks of the unlabelled movie, and scores the tracks against the truth that the model never saw."""
+    movie = phantoms.unlabelled[0]
+    masks = places.masks / phantoms.truth[0].name
+    _announce(f"unet-med track {masks} {places.tracks} --images {movie}")
+    tracked = track(masks, places.tracks, movie)
+    _show(tracked)
+    _announce(f"unet-med score {places.tracks} {phantoms.tracks[0]} --task tracking")
+    scored = score(places.tracks, phantoms.tracks[0], task="tracking")
+    return {"tracks": tracked.result["totals"], "tracking": scored.result["tracking"]}
+
+
 # ---- what is said ----------------------------------------------------------------------------------------------------
 
 
 def _lines(places: _Places, result: dict[str, Any], trained: Outcome) -> list[str]:
-    held_out, unlabelled = result["held_out"]["per_label"], result["unlabelled"]["per_label"]
+    quality = _tracking_lines(result) if "tracking" in result else _dice_lines(result)
     lines = [
         "",
-        f"Dice{'':12}{'best threshold':>16}{'model, held out':>18}{'model, unlabelled':>20}",
-    ]
-    for name, threshold in result["best_threshold_dice"].items():
-        ours = (_number(scores.get(name, {}).get("dice")) for scores in (held_out, unlabelled))
-        lines.append("  {:14}{:16.3f}{:>18}{:>20}".format(name, threshold, *ours))
-    lines += [
-        f"(the threshold is the best of all, chosen with the truth in hand; {result['held_out']['n_cases']} held-out "
-        f"and {result['unlabelled']['n_cases']} unlabelled cases)",
+        *quality,
         "",
         f"data    {places.data}",
         f"model   {places.run / 'model'}",
         f"scores  {places.out / 'evaluation' / 'metrics.json'}",
         f"masks   {places.masks}",
+        *([f"tracks  {places.tracks}"] if "tracking" in result else []),
         f"the whole way took {result['seconds'] / 60:.1f} minutes",
         "",
     ]
     return lines + _split_review(trained.lines)[1]
+
+
+def _dice_lines(result: dict[str, Any]) -> list[str]:
+    held_out, unlabelled = result["held_out"]["per_label"], result["unlabelled"]["per_label"]
+    lines = [f"Dice{'':12}{'best threshold':>16}{'model, held out':>18}{'model, unlabelled':>20}"]
+    for name, threshold in result["best_threshold_dice"].items():
+        ours = (_number(scores.get(name, {}).get("dice")) for scores in (held_out, unlabelled))
+        lines.append("  {:14}{:16.3f}{:>18}{:>20}".format(name, threshold, *ours))
+    return [
+        *lines,
+        f"(the threshold is the best of all, chosen with the truth in hand; {result['held_out']['n_cases']} held-out "
+        f"and {result['unlabelled']['n_cases']} unlabelled cases)",
+    ]
+
+
+def _tracking_lines(result: dict[str, Any]) -> list[str]:
+    scores = result["tracking"]
+    divisions = scores["divisions"]
+    lines = []
+    if "instance" in result["held_out"]:
+        ap = result["held_out"]["instance"]["ap"]
+        found = ", ".join(f"AP@{iou} {_number(ap[iou])}" for iou in ("0.50", "0.75"))
+        lines.append(f"objects of the held-out movie: {found}")
+    kinds = ", ".join(f"{kind.upper()} {_number(scores[kind])}" for kind in ("seg", "det", "tra", "lnk"))
+    return [
+        *lines,
+        f"tracks of the unlabelled movie: {kinds}",
+        f"divisions: {divisions['found']} of {divisions['n_label']} found, {divisions['n_mask']} claimed",
+    ]
 
 
 def _number(value: float | None) -> str:
