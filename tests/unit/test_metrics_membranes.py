@@ -11,12 +11,14 @@ from hypothesis.extra import numpy as hnp
 from unet_med.metrics import (
     MEMBRANE_SCORES,
     cells_beside,
+    flooded,
     mask_curve,
     membrane_curve,
     membrane_scores,
     summarise,
     summarise_membranes,
     thinned,
+    watershed_curve,
 )
 
 SHAPES = st.one_of(st.tuples(*[st.integers(1, 8)] * 2), st.tuples(*[st.integers(1, 5)] * 3))
@@ -133,6 +135,22 @@ def test_the_best_threshold_is_that_of_the_mean() -> None:
     assert both["by_threshold"]["0.60"]["v_rand"] < 1.0
     mixed = summarise_membranes([curves[0], mask_curve(truth, truth)])
     assert set(mixed["by_threshold"]) == {"0.50"}
+
+
+def test_a_watershed_of_the_map_closes_what_a_threshold_leaves_open() -> None:
+    truth = cells_beside(two_cells(slice(14, 15)))
+    chances = two_cells(slice(13, 16)) * 0.9
+    chances[8:12] *= 0.3
+    assert membrane_curve(chances, truth, (0.5,))["0.50"]["v_rand"] < 0.7
+    cut = watershed_curve(chances, truth, (0.1, 0.5))
+    assert cut["0.10"] == dict.fromkeys(MEMBRANE_SCORES, 1.0)
+    assert cut["0.50"]["v_rand"] < 0.7  # the pass is not that high
+    assert (np.count_nonzero(flooded(chances, 0.1) == 0, axis=1) == 1).all()
+
+
+def test_a_flat_map_is_one_cell() -> None:
+    for value in (0.0, 1.0):
+        assert set(np.unique(flooded(np.full((6, 7, 5), value), 0.1))) == {1}
 
 
 def test_sections_without_cells_are_counted() -> None:

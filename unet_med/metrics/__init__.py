@@ -1,14 +1,17 @@
 """How good a result is: voxels, objects, tracks, membranes; each by definitions that others have published."""
 
 from unet_med.metrics.membranes import (
+    MEMBRANE_DEPTHS,
     MEMBRANE_SCORES,
     MEMBRANE_THRESHOLDS,
     cells_beside,
+    flooded,
     mask_curve,
     membrane_curve,
     membrane_scores,
     summarise_membranes,
     thinned,
+    watershed_curve,
 )
 from unet_med.metrics.objects import AP_THRESHOLDS, match_classes, match_objects, match_overlap, summarise_objects
 from unet_med.metrics.overlap import Overlap, overlap_of_blocks, overlap_table
@@ -25,6 +28,7 @@ from unet_med.metrics.voxels import (
 
 __all__ = [
     "AP_THRESHOLDS",
+    "MEMBRANE_DEPTHS",
     "MEMBRANE_SCORES",
     "MEMBRANE_THRESHOLDS",
     "SCORES",
@@ -34,6 +38,7 @@ __all__ = [
     "cells_beside",
     "confusion_counts",
     "dice_iou",
+    "flooded",
     "mask_curve",
     "match_classes",
     "match_frame",
@@ -51,5 +56,6 @@ __all__ = [
     "surface_scores",
     "thinned",
     "track_scores",
+    "watershed_curve",
     "without_ignored",
 ]

@@ -17,6 +17,7 @@ _TOGETHER: Mapping[str, Callable[[Sequence[Any]], dict[str, Any]]] = {
     "instance": summarise_objects,
     "tracking": summarise_tracks,
     "membrane": summarise_membranes,
+    "membrane_watershed": summarise_membranes,
 }
 """How what a kind of task says of each case becomes what it says of all."""
 
@@ -27,7 +28,8 @@ def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Args:
         cases: One mapping for each case: ``id``, ``labels`` (the result of :func:`case_metrics`) and, for tasks that
             have it, ``instance`` (the result of :func:`match_objects`), ``tracking`` (of :func:`track_scores`) or
-            ``membrane`` (of :func:`membrane_curve`). Other keys are carried into the case's entry.
+            ``membrane`` (of :func:`membrane_curve`; ``membrane_watershed`` of :func:`watershed_curve`). Other keys are
+            carried into the case's entry.
 
     Returns:
         ``n_cases``, ``mean``, ``per_label`` (means over cases, with ``n_empty`` and ``n_hd95_undefined``), ``cases``

@@ -290,6 +290,7 @@ def test_maps_of_membranes_are_cut_at_the_best_threshold(folders: tuple[Path, Pa
     assert [case["membrane"]["v_rand_threshold"] for case in both["cases"]] == ["0.10", "0.30"]
     assert [case["membrane"]["v_rand"] for case in both["cases"]] == [1.0, 1.0]
     assert both["membrane"]["v_rand"] < 1.0  # there is none that fits both
+    assert both["membrane_watershed"]["v_rand"] == 1.0
     pictures(masks, y=(1 - chances["y"]).astype(np.float32))
     cells = score(masks / "y.tif", truth / "y.tif", task="membrane", membrane=0).result["membrane"]
     assert cells["v_rand"] == 1.0

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from unet_med.errors import InputRefusedError
 from unet_med.io.source import SourceRef
 from unet_med.labels import LabelMap
-from unet_med.metrics import case_metrics, cells_beside, mask_curve, membrane_curve
+from unet_med.metrics import case_metrics, cells_beside, mask_curve, membrane_curve, watershed_curve
 from unet_med.workflows.scoring.pairs import Array, Pair, sidecar_names
 from unet_med.workflows.scoring.scorers import Scorer
 
@@ -48,15 +48,16 @@ class MembraneScorer(Scorer):
         probability = pair.read_map(frame)
         if probability is None:
             cells = self._mask_cells(pair, frame)
-            membrane, curve = cells == 0, mask_curve(cells, true_cells)
+            membrane, curves = cells == 0, {"membrane": mask_curve(cells, true_cells)}
         else:
             probability = 1 - probability if self.membrane == 0 else probability
-            membrane, curve = probability > _PROBABLE, membrane_curve(probability, true_cells)
+            membrane = probability > _PROBABLE
+            curves = {
+                "membrane": membrane_curve(probability, true_cells),
+                "membrane_watershed": watershed_curve(probability, true_cells),
+            }
         ours, theirs = ((one & known).astype(np.uint8) for one in (membrane, true_membrane))
-        return {
-            "labels": case_metrics(ours, theirs, pair.spacing_mm(), self.labels, self.tolerance_mm),
-            "membrane": curve,
-        }
+        return {"labels": case_metrics(ours, theirs, pair.spacing_mm(), self.labels, self.tolerance_mm), **curves}
 
     def _value(self, ref: SourceRef) -> int:
         if self.membrane is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from unet_med.workflows.scoring.scorers import SHOWN
@@ -11,7 +11,7 @@ from unet_med.workflows.scoring.scorers import SHOWN
 def lines(result: Mapping[str, Any]) -> list[str]:
     """Returns what is printed of the result of ``unet-med score``."""
     found = _labels(result) if result["per_label"] else [f"{result['n_cases']} cases"]
-    for task, told in (("instance", _objects), ("membrane", _membranes), ("tracking", _tracks)):
+    for task, told in _TOLD.items():
         if task in result:
             found += told(result[task])
     found += [f"refused: {entry['id']}: {entry['reason']}" for entry in result["refused"][:SHOWN]]
@@ -38,7 +38,7 @@ def _labels(result: Mapping[str, Any]) -> list[str]:
 
 def _objects(scores: Mapping[str, Any]) -> list[str]:
     found = [
-        f"{scores['n_label']} objects, {scores['n_mask']} found; AP is TP / (TP + FP + FN), as in DSB2018 and StarDist"
+        f"{scores['n_label']} true objects, {scores['n_mask']} predicted; AP is TP / (TP + FP + FN), as in DSB2018"
     ]
     for title, end in (("of all objects", ""), ("mean of images", "_per_image")):
         ap, f1 = scores[f"ap{end}"], scores[f"f1{end}"]
@@ -51,12 +51,16 @@ def _objects(scores: Mapping[str, Any]) -> list[str]:
 _OBJECT_SCORES = (("ap_mean", "mean AP"), ("pq", "PQ"), ("aji", "AJI"), ("aji_plus", "AJI+"))
 
 
-def _membranes(scores: Mapping[str, Any]) -> list[str]:
+def _membranes(scores: Mapping[str, Any], cut: str = "threshold") -> list[str]:
     return [
         f"{name} {_number(scores[kind])} (split {_number(scores[kind + '_split'])}, merge"
-        f" {_number(scores[kind + '_merge'])}) at threshold {scores[kind + '_threshold'] or '-'}"
+        f" {_number(scores[kind + '_merge'])}) at {cut} {scores[kind + '_threshold'] or '-'}"
         for kind, name in (("v_rand", "V_rand"), ("v_info", "V_info"))
     ]
+
+
+def _floods(scores: Mapping[str, Any]) -> list[str]:
+    return [f"by watershed: {line}" for line in _membranes(scores, "depth")]
 
 
 def _tracks(scores: Mapping[str, Any]) -> list[str]:
@@ -68,6 +72,14 @@ def _tracks(scores: Mapping[str, Any]) -> list[str]:
         f"divisions: {divisions['found']} of {divisions['n_label']} found, {divisions['n_mask']} computed, "
         f"BC(1) {_number(divisions['bc'])}",
     ]
+
+
+_TOLD: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "instance": _objects,
+    "membrane": _membranes,
+    "membrane_watershed": _floods,
+    "tracking": _tracks,
+}
 
 
 def _number(value: float | None) -> str:
