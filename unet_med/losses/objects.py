@@ -93,12 +93,12 @@ class ObjectLoss(nn.Module):
         p, truth = logits.sigmoid() * weights, truth * weights
         sums = torch.stack([(p * (border > 0)).sum(), p.sum() + truth.sum()])
         hits, both = self.reduce(sums) if self.reduce else sums
-        overlap = 1 - (2 * hits + SMOOTH) / (both + SMOOTH)
+        overlap: Tensor = 1 - (2 * hits + SMOOTH) / (both + SMOOTH)
         return weighted_mean(surprise, weights, self.reduce) + overlap
 
     def _distance(self, logits: Tensor, distance: Tensor, own: Tensor, known: Tensor) -> Tensor:
         distance = distance.clamp(0, 1)  # interpolation may leave it by a rounding
         surprise = F.binary_cross_entropy_with_logits(logits, distance, reduction="none")
         least = -(torch.xlogy(distance, distance) + torch.xlogy(1 - distance, 1 - distance))
-        halves = (weighted_mean(surprise - least, known * part, self.reduce) for part in (own, ~own))
-        return 0.5 * sum(halves, torch.zeros_like(logits[:0].sum()))
+        inside, outside = (weighted_mean(surprise - least, known * part, self.reduce) for part in (own, ~own))
+        return (inside + outside) / 2

@@ -81,7 +81,7 @@ def with_stains(image: Tensor, change: StainChange, tint: Tint) -> Tensor:
     light = ((image * sd + mean) / max(tint.white, 1e-8)).clamp(_DARKEST, 1.0)
     parting, joining = (torch.from_numpy(matrix).to(device) for matrix in _matrices())
     amounts = torch.tensordot(parting, -light.log(), dims=1)
-    densities = torch.tensordot(joining, amounts * factors + shifts, dims=1)
+    densities: Tensor = torch.tensordot(joining, amounts * factors + shifts, dims=1)
     return ((-densities).exp().clamp(max=1.0) * tint.white - mean) / sd
 
 
