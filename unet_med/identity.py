@@ -119,8 +119,8 @@ def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file as hex digits; of a folder, that of the names and contents of all its files."""
     if path.is_dir():
         digest = hashlib.sha256()
-        for file in sorted(one for one in path.rglob("*") if one.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n".encode())
+        for inside in sorted(one for one in path.rglob("*") if one.is_file()):
+            digest.update(f"{inside.relative_to(path).as_posix()}\0{file_sha256(inside)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

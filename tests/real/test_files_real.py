@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_every_tiff_is_what_its_writer_meant(
     assert (ref.axes, ref.shape, ref.channels, ref.frames) == (axes, shape, channels, frames)
     spacing = ref.geometry.spacing_mm
     assert spacing == (None if um is None else pytest.approx([1e-3 * value for value in um], rel=1e-5))
-    source = TiffSource(ref)
+    source = pickle.loads(pickle.dumps(TiffSource(ref)))
     stored = tifffile.imread(path)
     assert stored.shape == shape
     turned = np.moveaxis(stored, [axes.index(letter) for letter in axes], range(len(axes)))
@@ -72,6 +73,20 @@ def test_every_tiff_is_what_its_writer_meant(
         volume = source.read(frame=frame)
         assert str(volume.array.dtype) == ref.dtype
         np.testing.assert_array_equal(volume.array, expected[frame])
+    region = tuple(slice(n // 3, n // 3 + max(1, n // 4)) for n in source.geometry.shape)
+    part = source.read(region, frames - 1)
+    np.testing.assert_array_equal(part.array, expected[(-1, slice(None), *region)])
+
+
+def test_what_the_files_say_of_time_and_channels(shared_data: Data) -> None:
+    root = shared_data("tiff_formats")
+    seconds = {"ome_real/TC_BF_cells.ome.tif": 10.0, "ome_real/TZ_nucleus.ome.tif": 180.0}
+    for name, *_, given in TIFFS:
+        ref = _one(inspect_tiff(root / name, IntakeOptions(axes=given)))
+        assert ref.seconds_per_frame == seconds.get(name)
+        colour = ref.axes.strip("YX") == "S"
+        assert ref.channel_names == (("red", "green", "blue") if colour else ())  # no other file names its channels
+        assert ref.levels == ()
 
 
 def test_the_table_above_is_complete(shared_data: Data) -> None:

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from unet_med.errors import MachineError, NothingUsableError, UsageError
 from unet_med.io import sinks
@@ -212,3 +213,19 @@ def test_dicom_lies_where_its_headers_say(tmp_path: Path) -> None:
     index = np.stack(np.meshgrid(*map(np.arange, image.shape), indexing="ij"), axis=-1)
     ras = index @ image.affine[:3, :3].T + image.affine[:3, 3]
     np.testing.assert_allclose(image.get_fdata(), w.truth(ras * [-1, -1, 1]), atol=0.02)
+
+
+def test_an_ome_zarr_image_is_converted_and_recognised_again(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 900, (5, 20, 30)).astype(np.uint16)
+    group = zarr.create_group(tmp_path / "in" / "cells.ome.zarr")
+    group.create_array("0", data=values, chunks=(1, 16, 16))
+    axes = [{"name": letter, "type": "space", "unit": "micrometer"} for letter in "zyx"]
+    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [2, 0.5, 0.25]}]}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    for again in (False, True):
+        outcome = convert(tmp_path / "in", tmp_path / "out")
+        assert outcome.exit_code == 0
+        assert any("finished before" in line for line in outcome.lines) == again
+    image = nib.load(tmp_path / "out" / "cells.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(image.dataobj), values.transpose(2, 1, 0))
+    np.testing.assert_allclose(image.header.get_zooms(), (0.00025, 0.0005, 0.002), rtol=1e-6)

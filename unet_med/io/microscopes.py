@@ -14,7 +14,6 @@ from unet_med.errors import InputRefusedError
 from unet_med.io.channels import RGB, chosen_channels, named, names_of
 from unet_med.io.pixel_size import calibrated, known_sizes, sensible
 from unet_med.io.reading import (
-    COPY_FILE_AGAIN,
     check_frame,
     native,
     native_dtype,
@@ -30,7 +29,8 @@ from unet_med.volume import Region, Volume
 KINDS = {".czi": "czi", ".nd2": "nd2", ".lif": "lif"}
 """Suffixes of these files."""
 
-_DAMAGED = "the microscope's file is damaged or truncated"
+_UNREADABLE = "the microscope's file is damaged, or stored in a way that its reader does not know"
+_REMEDY = "copy the file again from its origin, or export the images as OME-TIFF"
 _FAULTS = (AttributeError, AssertionError, SyntaxError)
 _MOST_SCENES = 10_000
 
@@ -39,7 +39,7 @@ def inspect_microscope(path: Path, options: IntakeOptions = IntakeOptions()) -> 
     """Returns the sources of a file, one for each of its scenes; unusable where it, or its reader, is missing."""
     kind = KINDS[path.suffix.lower()]
     try:
-        with refusing(_DAMAGED, "", COPY_FILE_AGAIN, *_FAULTS):
+        with refusing(_UNREADABLE, "", _REMEDY, *_FAULTS):
             image = _opened(path, kind)
             scenes = list(image.scenes)[:_MOST_SCENES]
             return [_inspect(path, kind, image, number, len(scenes), options) for number in range(len(scenes))]
@@ -123,7 +123,7 @@ class MicroscopeSource(StackSource):
         """
         check_frame(frame, self.frames, self.id)
         bounds = whole(region, self.geometry)
-        with refusing(_DAMAGED, self.id, COPY_FILE_AGAIN, *_FAULTS):
+        with refusing(_UNREADABLE, self.id, _REMEDY, *_FAULTS):
             array = self._array()
             values: npt.NDArray[Any] = np.asarray(array[self.index(bounds, frame)])
             return Volume(native(self.channels_first(values)), self.geometry.crop(bounds))

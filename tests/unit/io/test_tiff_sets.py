@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,27 @@ def test_a_description_that_promises_nonsense_is_refused(tmp_path: Path, old: st
         ref = _one(tmp_path / "a.ome.tif")
         assert ref.usable == (text == xml)
     assert word in ref.reason
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("later", [False, True])
+def test_pages_that_run_in_a_circle_are_refused(tmp_path: Path, big: bool, later: bool) -> None:
+    """The last page leads to the first one again: of the file itself, or of a later file of its set."""
+    array = _array((6, 20, 30))
+    _companion_set(tmp_path, array)
+    path = tmp_path / ("part1.ome.tif" if later else "alone.tif")
+    if not later:
+        tifffile.imwrite(path, array, bigtiff=big, photometric=GREY, metadata={"axes": "TYX"}, contiguous=False)
+    with tifffile.TiffFile(path) as file:
+        last, first = file.pages[-1], file.pages[0].offset
+        size = (8, "<Q", 20, "<Q") if file.is_bigtiff else (2, "<H", 12, "<I")
+    data = bytearray(path.read_bytes())
+    tags = struct.unpack_from(size[1], data, last.offset)[0]
+    struct.pack_into(size[3], data, last.offset + size[0] + size[2] * tags, first)
+    path.write_bytes(data)
+    refused = {ref.id: ref.reason for ref in discover(tmp_path).sources if not ref.usable}
+    assert set(refused) == ({"film", "part1"} if later else {"alone"})
+    assert all("never end" in reason for reason in refused.values())
 
 
 # ---- names, times, sizes ------------------------------------------------------------------------------------------

@@ -117,3 +117,35 @@ def test_no_private_word_is_in_any_output(tmp_path: Path, capfd: pytest.CaptureF
     assert outcome.exit_code == 3
     for word in ("SECRET", "JANE", good.uid, good.study, "19700102", "20200304", str(tmp_path)):
         assert word not in text
+
+
+def test_axes_units_channels_and_doubts_are_shown_back(tmp_path: Path) -> None:
+    films = np.zeros((3, 2, 40, 50), dtype=np.uint8)
+    metadata = {
+        "axes": "TCYX",
+        "PhysicalSizeX": 0.65,
+        "PhysicalSizeY": 0.65,
+        "TimeIncrement": 5,
+        "TimeIncrementUnit": "min",
+    }
+    for name in ("a", "b"):
+        told = metadata | {"Channel": {"Name": ["DAPI", "GFP"]}}
+        tifffile.imwrite(tmp_path / f"{name}.ome.tif", films, metadata=told, photometric="minisblack")
+    wide = {"axes": "YX", "PhysicalSizeX": 1000, "PhysicalSizeY": 1000}
+    tifffile.imwrite(tmp_path / "wide.ome.tif", np.zeros((9, 2048), np.uint8), metadata=wide)
+    tifffile.imwrite(tmp_path / "plain.tif", np.zeros((9, 11), np.uint8))
+    outcome = scan(tmp_path)
+    text = "\n".join(outcome.lines)
+    assert "3 x 2 x 40 x 50 TCYX" in text
+    assert "0.65 x 0.65 um" in text
+    assert "about a, b: channels DAPI, GFP" in text
+    assert "about a, b: 300 s from frame to frame" in text
+    assert "note on wide: the pixel size makes the picture 2.05 m wide" in text
+    assert next(line for line in outcome.lines if line.startswith("plain")).split()[-3] == "unknown"
+    first, _, _, last = outcome.result["sources"]
+    assert (first["channel_names"], first["seconds_per_frame"], first["levels"]) == (["DAPI", "GFP"], 300, [])
+    assert last["findings"] == ["odd pixel size"]
+    assert outcome.result["summary"]["findings"]["no pixel size"] == 1
+    page = tmp_path.parent / "page.html"
+    scan(tmp_path, html=page)
+    assert "channels DAPI, GFP" in page.read_text(encoding="utf-8")

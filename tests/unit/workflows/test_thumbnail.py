@@ -178,3 +178,21 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         thumbnail(ref, 50)
     with pytest.raises(InputRefusedError, match="refused source"):
         thumbnail(replace(ref, usable=False, geometry=None), 50)
+
+
+def test_of_a_large_picture_the_smaller_copy_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies are of other values, to be told apart; a large picture without any is not drawn."""
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        options = {"tile": (32, 32), "photometric": "minisblack"}
+        file.write(np.zeros((512, 512), np.uint8), subifds=2, metadata={"axes": "YX"}, **options)
+        for level, colour in ((1, 1), (2, 2)):
+            values = np.full((512 >> level, 512 >> level), colour, np.uint8)
+            values[::2] *= 100
+            file.write(values, subfiletype=1, metadata=None, **options)
+    ref = only(tmp_path / "a.ome.tif")
+    assert len(np.unique(grey(thumbnail(ref, 100)))) > 1
+    assert not grey(thumbnail(replace(ref, levels=()), 100)).any()
+    monkeypatch.setattr("unet_med.workflows.thumbnail._LARGEST", 512 * 511)
+    assert thumbnail(ref, 100).size == (100, 100)
+    with pytest.raises(InputRefusedError, match="too large"):
+        thumbnail(replace(ref, levels=()), 100)

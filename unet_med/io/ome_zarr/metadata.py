@@ -105,10 +105,10 @@ def read_node(folder: Path) -> Node | None:
         attributes = _mapping(stored.get("attributes"))
         array = stored if stored.get("node_type") == "array" else None
         return Node(folder, 3, array, _mapping(attributes.get("ome")) or attributes)
-    array, attributes = _json(folder / ".zarray"), _json(folder / ".zattrs")
-    if array is None and attributes is None and _json(folder / ".zgroup") is None:
+    array, others = _json(folder / ".zarray"), _json(folder / ".zattrs")
+    if array is None and others is None and _json(folder / ".zgroup") is None:
         return None
-    return Node(folder, 2, array, attributes or {})
+    return Node(folder, 2, array, others or {})
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import tifffile
 
 from unet_med.errors import InputRefusedError
 from unet_med.io.reading import COPY_FILE_AGAIN
 
+_BIG_TIFF = 43
+_MOST_PAGES = 2**21
+_MOST_TAGS = 2**16
 _PAGES_CHECKED = 256
 _ABSURD_RATIO = 50_000
 _ABSURD_BYTES = 2**30
@@ -32,7 +37,37 @@ def is_besides(series: tifffile.TiffPageSeries) -> bool:
 
 def shows_the_slide(series: tifffile.TiffPageSeries) -> bool:
     """Whether a whole-slide scanner took the picture of the slide as a whole, on whose label a name may be read."""
-    return series.kind != "ome" and series.name.lower().startswith(_BESIDES)
+    return bool(series.kind != "ome" and series.name.lower().startswith(_BESIDES))
+
+
+def check_chain(path: Path) -> None:
+    """Goes through a TIFF file from page to page without looking at them.
+
+    Raises:
+        InputRefusedError: The pages run in a circle, in which a reader goes on for ever, or there are absurdly many.
+    """
+    with path.open("rb") as file:
+        start = file.read(16)
+        order = {b"II": "<", b"MM": ">"}.get(start[:2])
+        if order is None or len(start) < 16:
+            return
+        big = struct.unpack(f"{order}H", start[2:4])[0] == _BIG_TIFF
+        link, number, tag = ("Q", "Q", 20) if big else ("I", "H", 12)
+        place, seen = struct.unpack_from(order + link, start, 8 if big else 4)[0], set[int]()
+        while 0 < place < 2**63:
+            if place in seen or len(seen) >= _MOST_PAGES:
+                raise InputRefusedError("the pages of the TIFF file never end", remedy=COPY_FILE_AGAIN)
+            seen.add(place)
+            file.seek(place)
+            tags = _number(file, order + number)
+            file.seek(place + struct.calcsize(number) + tag * min(tags, _MOST_TAGS))
+            place = _number(file, order + link)
+
+
+def _number(file: BinaryIO, kind: str) -> int:
+    """Returns the number at this place in a file; 0 behind its end."""
+    data = file.read(struct.calcsize(kind))
+    return int(struct.unpack(kind, data)[0]) if len(data) == struct.calcsize(kind) else 0
 
 
 def check_complete(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> None:
@@ -54,13 +89,11 @@ def check_complete(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> 
     size = max(handle.size for handle in handles.values()) if series.is_multifile else file.filehandle.size
     if expected > _ABSURD_BYTES and expected > _ABSURD_RATIO * size * len(handles):
         raise InputRefusedError(f"the TIFF file claims {expected} bytes but has {size}", remedy=COPY_FILE_AGAIN)
-    if series.is_multifile:
-        return
-    if series.dataoffset is not None and series.dataoffset + expected > size:
+    if not series.is_multifile and series.dataoffset is not None and series.dataoffset + expected > size:
         raise truncated(size, series.dataoffset + expected)
     for page in _some(pages):
-        _check_segments(page, series.keyframe, size)
-        _check_claim(page, series.keyframe)
+        _check_segments(page, page.keyframe, page.parent.filehandle.size)
+        _check_claim(page, page.keyframe)
 
 
 def _some(pages: Sequence[Any]) -> list[Any]:

@@ -17,8 +17,8 @@ from unet_med.io.pixel_size import calibrated
 from unet_med.io.reading import COPY_FILE_AGAIN, native_dtype, provisional_id, refused_ref, refusing
 from unet_med.io.source import IntakeOptions, SourceRef
 from unet_med.io.stack import CHANNEL_LETTERS, FRAME_LETTERS, count, grid_of, meaning
-from unet_med.io.tiff.checks import check_complete, check_encoding, is_besides, shows_the_slide
-from unet_med.io.tiff.ome import is_partner, pixels_of, root_of
+from unet_med.io.tiff.checks import check_chain, check_complete, check_encoding, is_besides, shows_the_slide
+from unet_med.io.tiff.ome import is_partner, pixels_of, root_of, set_names
 from unet_med.io.tiff.pixels import open_tiff
 from unet_med.io.tiff.scale import channel_names, scale_of
 
@@ -39,6 +39,9 @@ def inspect_tiff(path: Path, options: IntakeOptions = IntakeOptions()) -> list[S
             ome = root_of(file)
             if ome is not None and is_partner(ome, path):
                 return []
+            for part in [] if ome is None else set_names(ome):
+                if (path.parent / part).is_file():
+                    check_chain(path.parent / part)
             kept = [number for number, series in enumerate(file.series) if not is_besides(series)]
             slide = any(shows_the_slide(series) for series in file.series)
             found = [_inspect_series(path, file, number, kept, ome, options) for number in kept or [0]]

@@ -20,7 +20,7 @@ _COUNTS = ("IFD", "NumPlanes", "PlaneCount", "FirstZ", "FirstC", "FirstT")
 _WHOLE_SET = "copy the whole set into one folder"
 
 
-class CompanionedTiff(tifffile.TiffFile):
+class CompanionedTiff(tifffile.TiffFile):  # type: ignore[misc]  # tifffile is not checked
     """The first TIFF file of a set whose OME-XML lies in a file of its own."""
 
     def __init__(self, companion: Path) -> None:

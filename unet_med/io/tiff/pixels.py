@@ -14,7 +14,7 @@ import tifffile
 
 from unet_med.errors import InputRefusedError
 from unet_med.io.reading import COPY_FILE_AGAIN
-from unet_med.io.tiff.checks import truncated
+from unet_med.io.tiff.checks import check_chain, truncated
 from unet_med.io.tiff.ome import COMPANION, CompanionedTiff
 
 _JPEG = (6, 7, 33007, 34892)
@@ -24,7 +24,10 @@ Index = tuple[int | slice, ...]
 
 def open_tiff(path: Path) -> tifffile.TiffFile:
     """Returns a TIFF file, or the first one of the set that a companion describes, its headers read."""
-    return CompanionedTiff(path) if path.name.lower().endswith(COMPANION) else tifffile.TiffFile(path)
+    if path.name.lower().endswith(COMPANION):
+        return CompanionedTiff(path)
+    check_chain(path)
+    return tifffile.TiffFile(path)
 
 
 def series_of(path: Path, number: int, level: int = 0) -> tifffile.TiffPageSeries:
