@@ -157,6 +157,9 @@ class _Costs:
             (frame, int(i)): (frame + 1, int(j)) for frame, pairs in enumerate(links) for i, j in pairs
         }
         self._last = {later: earlier for earlier, later in self.next.items()}
+        # laptrack asks for all pairs, one by one: most are told apart by lists of plain numbers
+        self._first_axis = [objects.centres[:, 0].tolist() for objects in frames]
+        self._reach = [(_NEAR * objects.diameters).tolist() for objects in frames]
 
     def gap(self, end: Values, begin: Values) -> float:
         """Returns the cost of an object that was lost at ``end`` and found at ``begin``."""
@@ -174,6 +177,9 @@ class _Costs:
     def division(self, daughter: Values, mother: Values) -> float:
         """Returns the cost of an object that begins at ``daughter`` beside another one that came from ``mother``."""
         new, old = _node(daughter), _node(mother)
+        away = self._first_axis[new[0]][new[1]] - self._first_axis[old[0]][old[1]]
+        if abs(away) > self._reach[old[0]][old[1]]:
+            return np.inf
         twin = self.next.get(old)
         return np.inf if twin is None or twin[0] != new[0] else self.birth(old, twin, new)
 
