@@ -53,9 +53,8 @@ def write_slide(path: Path, side: int) -> None:
         )
 
 
-def make_model(folder: Path, window: int) -> None:
+def make_model(folder: Path, window: int, features: list[int]) -> None:
     """A small U-Net with random weights."""
-    features = [8, 16, 32]
     config = parse_config(
         {
             "name": "bench",
@@ -112,6 +111,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=6000, help="side of the one predicted both ways")
     parser.add_argument("--memory-gb", type=float, default=1.0)
     parser.add_argument("--window", type=int, default=256)
+    parser.add_argument("--features", type=int, nargs="+", default=[8, 16, 32], help="2 2: about a threshold")
     parser.add_argument("--model", type=Path, help="another model for pictures of one channel")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -120,7 +120,7 @@ def main() -> None:
         folder = Path(place)
         model = arguments.model or folder / "model"
         if arguments.model is None:
-            make_model(model, arguments.window)
+            make_model(model, arguments.window, arguments.features)
         differing = compare(folder, model, arguments) if arguments.small else None
         image = folder / "slide.tif"
         write_slide(image, arguments.side)
