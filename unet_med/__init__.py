@@ -58,7 +58,8 @@ class Model:
                 run to the right, to the front and upwards.
 
         Returns:
-            Labels, uint8 or uint16, (I, J, K) for a volume, (rows, cols) for a picture.
+            Labels, uint8 or uint16, (I, J, K) for a volume, (rows, cols) for a picture; of a model of objects their
+            numbers, uint32.
 
         Raises:
             InputRefusedError: for an array that cannot be segmented (shape, NaN, constant).
@@ -91,7 +92,14 @@ class Model:
             geometry = Geometry(shape, np.asarray(affine, dtype=np.float64))
         else:
             geometry = Geometry.from_spacing(shape, _spacing(spacing_mm, len(shape), picture))
-        labels = self._predictor.predict(Volume(image, geometry)).labels
+        volume = Volume(image, geometry)
+        labels: npt.NDArray[Any]
+        if self._predictor.objects is None:
+            labels = self._predictor.predict(volume).labels
+        else:
+            from unet_med.inference.objects import find_objects
+
+            labels = find_objects(self._predictor, volume).labels
         return np.ascontiguousarray(labels.T) if picture else labels
 
     def _is_picture(self, shape: tuple[int, ...], channels: int) -> bool:

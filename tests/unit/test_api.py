@@ -19,6 +19,7 @@ from unet_med.volume import Volume
 class _Threshold:
     """Stands in for a predictor: labels what is bright in the first channel and remembers what it was given."""
 
+    objects = None
     seen: Volume | None = None
 
     def predict(self, volume: Volume) -> Prediction:

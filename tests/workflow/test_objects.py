@@ -24,6 +24,7 @@ from unet_med.workflows import predict as prediction
 from unet_med.workflows.evaluate import evaluate
 from unet_med.workflows.manifest import make_manifest
 from unet_med.workflows.predict import predict
+from unet_med.workflows.record import case_rows, final_metrics
 from unet_med.workflows.retune import retune
 from unet_med.workflows.train import train
 
@@ -35,13 +36,14 @@ PIPELINE: dict[str, Any] = {
     "network": {"features": [8, 16], "strides": [[1, 1], [2, 2]], "kernels": [[3, 3], [3, 3]]},
     "sampling": {"patch_voxels": [48, 48], "batch_size": 4},
     "training": {
-        "epochs": 2,
-        "steps_per_epoch": 40,
+        "epochs": 1,
+        "steps_per_epoch": 60,
         "learning_rate": 0.01,
         "workers": 0,
         "validation_every_epochs": 1,
     },
     "inference": {"engine": "torch"},
+    "tracking": {"enabled": False},
 }
 
 
@@ -93,6 +95,15 @@ def test_thresholds_are_chosen_and_kept_in_the_bundles(discs: Path) -> None:
         assert told["ap_mean_after"] >= told["ap_mean_before"]
         assert "mean AP" in info.meta["reasons"]["instances"]
     assert metrics_of(discs / "CV")["objects"]["images"] == 6
+
+
+def test_the_tracker_is_told_of_objects(discs: Path) -> None:
+    metrics = metrics_of(discs / "CV")
+    final, rows = final_metrics(metrics), case_rows(metrics)
+    assert final["final/objects/ap/0.75"] == metrics["instance"]["ap"]["0.75"]
+    assert final["final/objects/ap_per_image/0.50"] == metrics["instance"]["ap_per_image"]["0.50"]
+    assert all(isinstance(value, float | int) for value in final.values())
+    assert [row["objects/n_label"] for row in rows] == [case["instance"]["n_label"] for case in metrics["cases"]]
 
 
 def test_evaluation_finds_what_training_said(discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

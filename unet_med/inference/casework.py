@@ -37,7 +37,7 @@ from unet_med.io.cases import OpenCase
 from unet_med.io.export.formats import FORMATS
 from unet_med.io.export.measure import count_labels
 from unet_med.io.objects.table import ObjectTable
-from unet_med.io.sinks import VolumeMaskSink, check_formats, open_mask_sink
+from unet_med.io.sinks import TiffMaskSink, VolumeMaskSink, check_formats, open_mask_sink
 from unet_med.labels import LabelMap
 from unet_med.manifest import ManifestCase
 from unet_med.metrics import case_metrics
@@ -354,9 +354,8 @@ class CaseWork:
         if not frames:
             return []
         table = table_of_frames(frames)
-        describe = getattr(self._sink, "describe", None)
-        if describe is not None:
-            describe(table)
+        if isinstance(self._sink, TiffMaskSink | VolumeMaskSink):
+            self._sink.describe(table)
         try:
             return write_tables(table, self.job.folder, self.job.name)
         except MachineError as error:

@@ -69,6 +69,14 @@ class MapStore:
         return cls(path, array)
 
     @classmethod
+    def in_memory(cls, channels: int, shape: Sequence[int]) -> Self:
+        """Makes a store that lies on no disk; arguments as for :meth:`create`."""
+        import zarr
+
+        array = zarr.create_array(store={}, shape=(channels, *shape), dtype="uint8", fill_value=0, compressors=None)
+        return cls(Path("maps"), array)
+
+    @classmethod
     def open(cls, path: Path) -> Self:
         """Opens what :meth:`create` made.
 

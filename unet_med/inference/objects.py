@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_med.data import read_target
+from unet_med.errors import ModelError
 from unet_med.inference.maps_store import MapStore
 from unet_med.inference.predictor import Prediction, Predictor
-from unet_med.instances.decode import Objects
+from unet_med.instances.decode import Objects, objects_of
 from unet_med.instances.maps import ObjectMaps
 from unet_med.io.atomic import whole_file
 from unet_med.labels import LabelMap
@@ -48,6 +49,23 @@ def predict_maps(predictor: Predictor, volume: Volume, path: Path) -> tuple[Pred
     """
     store = MapStore.create(path, predictor.labels.outputs, volume.geometry.shape)
     return predictor.predict(volume, maps=store), store
+
+
+def find_objects(predictor: Predictor, volume: Volume) -> Objects:
+    """Finds the objects of an image in memory; nothing is written.
+
+    Args:
+        predictor: Of a model of objects.
+        volume: (C, I, J[, K]).
+
+    Raises:
+        ModelError: when the model tells no objects apart.
+    """
+    if predictor.objects is None:
+        raise ModelError("the model tells no objects apart", "task", "use a model that was trained with task: instance")
+    store = MapStore.in_memory(predictor.labels.outputs, volume.geometry.shape)
+    predictor.predict(volume, maps=store)
+    return objects_of(store, predictor.objects)
 
 
 def class_map(objects: Objects, labels: LabelMap) -> npt.NDArray[np.uint8 | np.uint16]:

@@ -10,10 +10,20 @@ import pytest
 import tifffile
 from object_set import disc_bundle, disc_picture, found_objects, write_disc_set
 
+import unet_med
 from unet_med.bundle import change_bundle, load_bundle, read_bundle_info
+from unet_med.errors import ModelError
+from unet_med.geometry import Geometry
 from unet_med.inference.casework import do_case
 from unet_med.inference.maps_store import MapStore
-from unet_med.inference.objects import MapArchive, Truth, compare_objects, predict_maps, score_objects
+from unet_med.inference.objects import (
+    MapArchive,
+    Truth,
+    compare_objects,
+    find_objects,
+    predict_maps,
+    score_objects,
+)
 from unet_med.inference.predictor import Predictor
 from unet_med.inference.worker import CaseJob
 from unet_med.instances.decode import objects_of
@@ -22,6 +32,7 @@ from unet_med.io.grouping import group_cases
 from unet_med.io.source import IntakeOptions
 from unet_med.labels import LabelMap
 from unet_med.manifest import load_manifest
+from unet_med.volume import Volume
 from unet_med.workflows.manifest import make_manifest
 
 SPARSE = LabelMap.from_names({"background": 0, "disc": 1}, ignored=255, objects=True)
@@ -104,3 +115,24 @@ def test_a_bundle_takes_other_thresholds_and_keeps_its_weights(tiny_bundle) -> N
     assert read_bundle_info(folder).config.instances.seed_threshold == 0.3
     assert after.meta == {"old": 1, "objects": {"chosen": True}}
     assert all(np.array_equal(before.state[name], after.state[name]) for name in before.state)
+
+
+def test_python_returns_numbers_of_objects(tiny_bundle) -> None:
+    picture, truth = disc_picture(3)
+    mask = unet_med.load_model(disc_bundle(tiny_bundle), device="cpu").predict(picture.T)
+    assert mask.dtype == np.uint32
+    assert found_objects(mask.T, truth) == (len(np.unique(truth)) - 1,) * 2
+
+
+def test_a_model_of_labels_finds_no_objects(tiny_bundle, pictures: Path) -> None:
+    image = group_cases(discover(pictures / "images").usable)[0].read()
+    with pytest.raises(ModelError, match="tells no objects apart"):
+        find_objects(Predictor([load_bundle(tiny_bundle(dims=2))], "cpu"), image)
+
+
+def test_a_volume_becomes_numbered_objects(tiny_bundle, tmp_path: Path) -> None:
+    picture, truth = disc_picture(6, (40, 36, 28), count=7)
+    predictor = Predictor([load_bundle(disc_bundle(tiny_bundle, dims=3, instances__seed_threshold=0.3))], "cpu")
+    volume = Volume(picture[None].astype(np.float32), Geometry.from_spacing(picture.shape, (0.5, 0.5, 1.0)))
+    found = find_objects(predictor, volume)
+    assert found_objects(found.labels, truth, 0.5) == (len(np.unique(truth)) - 1,) * 2
