@@ -16,34 +16,25 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from unet_med.errors import InputRefusedError
-from unet_med.geometry import Geometry, reorient
-from unet_med.io.dicom.annotations import AnnotationSource, open_label
+from unet_med.geometry import Geometry
 from unet_med.io.discover import open_source
-from unet_med.io.object_truth import OBJECT_KINDS, ObjectTruth
-from unet_med.io.picture import PictureSource
+from unet_med.io.label_images import LabelArray, label_on_image, remapped
+from unet_med.io.object_truth import OBJECT_KINDS
 from unet_med.io.reading import check_frame
 from unet_med.io.source import SourceRef
 from unet_med.volume import ImageSource, Region, Volume, lazily, slabs
-
-SAME_PLACE_VOXELS = 0.1
-"""A label lies on its image when no corner is further off than this, in voxels of the image."""
 
 _EXACT_BYTES = 2
 """Types of this size are handed on as stored: float32, in which all computing is done, holds their values exactly."""
 
 _IDENTITY_VOXELS = 0.01
-_WHOLE_NUMBER = 1e-3
 LARGE_BYTES = 2**30
 """Images of more bytes are not read as a whole to be planned with or learnt from."""
 _REGION_KINDS = ("tiff", "zarr", "czi", "nd2", "lif")
 """Kinds whose files are read region by region."""
-_PLACED_KINDS = ("dicom", "dicom-seg", "nifti", "nrrd", "mha")
-"""Kinds whose files say where in space they lie; pictures and TIFF stacks have at most a pixel size."""
 
 COLOURS_OR_GREYS = ("red or grey", "green or grey", "blue or grey")
 """The channels of a set of colour and grey pictures: of a grey one, all three are its only channel."""
-
-LabelArray = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -275,12 +266,8 @@ class OpenCase:
                 self.id,
                 "give a label image with one frame for each frame of the image",
             )
-        image = self.case.sources[0]
-        source = _opened_label(ref, image, self.id)
-        values = _label_values(source, frame, self.id)
-        on_image = isinstance(source, AnnotationSource | ObjectTruth) and source.image is not None
-        placed = values if on_image else _on_reference(values, ref, image, self.id)
-        return self._where_annotated(_remapped(placed, self.case.label_values, self.id), frame)
+        stored = label_on_image(ref, self.case.sources[0], frame, self.id)
+        return self._where_annotated(remapped(stored, self.case.label_values, self.id), frame)
 
     def _where_annotated(self, labels: LabelArray, frame: int) -> LabelArray:
         """Gives voxels that nobody labelled the value that says so."""
@@ -289,10 +276,7 @@ class OpenCase:
             return labels
         if value is None:
             raise InputRefusedError("unlabelled voxels have no value", self.id, "name one with --ignore-label")
-        image = self.case.sources[0]
-        source = _opened_label(ref, image, self.id)
-        chosen = frame if source.frames == self.frames else 0
-        annotated = _on_reference(_label_values(source, chosen, self.id), ref, image, self.id)
+        annotated = label_on_image(ref, self.case.sources[0], frame if ref.frames == self.frames else 0, self.id)
         dtype = np.promote_types(labels.dtype, np.min_scalar_type(value))
         return np.where(annotated == 0, np.asarray(value, dtype=dtype), labels.astype(dtype, copy=False))
 
@@ -394,115 +378,3 @@ def _nearly_same(one: Geometry | None, other: Geometry) -> bool:
     if one.affine is None or other.affine is None:
         return True
     return one.same_grid(other, _IDENTITY_VOXELS * min(other.spacing_mm or (1.0,)))
-
-
-# ---- labels -------------------------------------------------------------------------------------------------------
-
-
-def _opened_label(ref: SourceRef, image: SourceRef, where: str) -> ImageSource:
-    if not ref.usable:
-        raise InputRefusedError(f"the label cannot be used: {ref.reason}", where)
-    return open_label(ref, image)
-
-
-def _label_values(source: ImageSource, frame: int, where: str) -> LabelArray:
-    """Returns the stored values (I, J[, K]) as integers."""
-    array = source.read_indices() if isinstance(source, PictureSource) else source.read(frame=frame).array
-    if array.shape[0] > 1 and not (array[1:] == array[:1]).all():
-        raise InputRefusedError(
-            f"the label is a colour picture of {array.shape[0]} channels",
-            where,
-            "give a label image with one number for each voxel, not colours",
-        )
-    values: LabelArray = array[0]
-    if values.dtype.kind == "f":
-        values = _whole_numbers(values, where)
-    if values.size and int(values.min()) < 0:
-        raise InputRefusedError(f"the label holds negative values (down to {int(values.min())})", where, "renumber it")
-    highest = int(values.max())
-    dtype = np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int64
-    return np.asarray(values, dtype=dtype)
-
-
-def _whole_numbers(values: npt.NDArray[Any], where: str) -> LabelArray:
-    rounded = np.rint(values)
-    off = ~(np.abs(values - rounded) <= _WHOLE_NUMBER)  # also true for NaN
-    if off.any():
-        example = float(values[off].flat[0])
-        raise InputRefusedError(
-            f"the label holds values that are not whole numbers (for example {example:g})",
-            where,
-            "it was probably interpolated or is a probability map: threshold it, or resample it with nearest neighbour",
-        )
-    return np.asarray(rounded, dtype=np.int64)
-
-
-def _on_reference(values: LabelArray, label: SourceRef, image: SourceRef, where: str) -> LabelArray:
-    """Returns the label on the image's grid: as it is, or with axes permuted and flipped where that is exact."""
-    own, reference = label.geometry, image.geometry
-    if own is None or reference is None:
-        raise InputRefusedError(
-            "the label or its image has no grid", where, "`unet-med scan` says what is wrong with them"
-        )
-    both_placed = label.kind in _PLACED_KINDS and image.kind in _PLACED_KINDS
-    if not both_placed or own.affine is None or reference.affine is None or own.ndim != reference.ndim:
-        if values.shape == reference.shape:
-            return values
-        if (*values.shape, 1) == reference.shape:
-            return values[..., np.newaxis]
-        raise _elsewhere(own, reference, where)
-    if _same_place(own, reference):
-        return values
-    turn = _signed_permutation(own, reference)
-    if turn is not None and _same_place(own.reoriented(*turn), reference):
-        return reorient(values, *turn)
-    raise _elsewhere(own, reference, where)
-
-
-def _same_place(own: Geometry, reference: Geometry) -> bool:
-    """Whether the corners of two grids of one shape are within a tenth of a voxel of the reference."""
-    if own.shape != reference.shape or reference.affine is None:
-        return False
-    apart = (own.corners() - reference.corners()) @ np.linalg.inv(reference.affine[:-1, :-1]).T
-    return bool(np.abs(apart).max() <= SAME_PLACE_VOXELS)
-
-
-def _signed_permutation(own: Geometry, reference: Geometry) -> tuple[tuple[int, ...], tuple[bool, ...]] | None:
-    """Returns how :func:`reorient` brings the axes of ``own`` onto those of ``reference``, if it can."""
-    if own.affine is None or reference.affine is None:
-        return None
-    steps = np.linalg.inv(reference.affine[:-1, :-1]) @ own.affine[:-1, :-1]
-    order = tuple(int(axis) for axis in np.abs(steps).argmax(axis=1))
-    if sorted(order) != list(range(own.ndim)):
-        return None
-    return order, tuple(bool(steps[row, axis] < 0) for row, axis in enumerate(order))
-
-
-def _elsewhere(own: Geometry, reference: Geometry, where: str) -> InputRefusedError:
-    if sorted(own.shape) != sorted(reference.shape):
-        what = f"the label has another shape than its image: {own.shape} instead of {reference.shape}"
-    else:
-        what = "the label lies elsewhere than its image"
-    return InputRefusedError(
-        what,
-        where,
-        "check that the two belong together; resample the label onto the image's grid with nearest neighbour",
-    )
-
-
-def _remapped(values: LabelArray, label_values: Mapping[int, int] | None, where: str) -> LabelArray:
-    """Returns the label with stored values replaced by those of the manifest."""
-    if label_values is None:
-        return values
-    present, inverse = np.unique(values, return_inverse=True)
-    table = {0: 0, **{int(stored): int(meant) for stored, meant in label_values.items()}}
-    unknown = [int(value) for value in present if int(value) not in table]
-    if unknown:
-        raise InputRefusedError(
-            f"the label holds values that the manifest does not list: {unknown[:8]}",
-            where,
-            "list them under label_values, or correct the label image",
-        )
-    meant = np.array([table[int(value)] for value in present], dtype=np.int64)
-    dtype = np.uint8 if meant.max() < 2**8 else np.uint16 if meant.max() < 2**16 else np.int64
-    return meant.astype(dtype)[inverse].reshape(values.shape)
