@@ -16,6 +16,7 @@ from tracking_damage import scores_of_files, shuffled
 
 from unet_med.cli import main
 from unet_med.errors import NothingUsableError, UsageError
+from unet_med.inference.maps_store import MapStore
 from unet_med.instances.linking import LinkSettings, link
 from unet_med.instances.track_pictures import TrackPainter, montage, track_colour
 from unet_med.instances.track_tables import place_table, track_table
@@ -136,6 +137,36 @@ def test_a_movie_whose_frames_differ_in_size_is_refused_and_the_others_are_done(
     assert states["b"][0] == "refused"
     assert "shape" in str(states["b"][1])
     assert not (tmp_path / "out" / "b").exists()
+
+
+def test_what_predict_keeps_beside_its_masks_is_no_movie(movie: Movie, tmp_path: Path) -> None:
+    masks = _stack(tmp_path / "masks" / "cells.tif", movie.labels[:2]).parent
+    (masks / "journal.json").write_text("{}", encoding="utf-8")
+    maps = MapStore.create(masks / "maps" / "cells_t000.zarr", 4, (112, 112))
+    assert maps.path.is_dir()
+    outcome = track(masks, tmp_path / "out")
+    assert outcome.exit_code == 0
+    assert [case["id"] for case in outcome.result["cases"]] == ["cells"]
+    (masks / "journal.json").unlink()
+    assert track(masks, tmp_path / "others").exit_code == 3  # somebody's own folder of that name is looked into
+
+
+def test_volumes_are_followed_in_three_dimensions(tmp_path: Path) -> None:
+    z, y, x = np.indices((9, 40, 50))
+    frames = [
+        ((2 * (z - 4)) ** 2 + (y - 12 - 2 * t) ** 2 + (x - 15) ** 2 < 36) * (1 + t)
+        + ((2 * (z - 4)) ** 2 + (y - 25) ** 2 + (x - 30 - 2 * t) ** 2 < 36) * (9 - t)
+        for t in range(4)
+    ]
+    metadata = {"axes": "TZYX", "unit": "um", "spacing": 1.0}
+    stack = np.stack(frames).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "m.tif", stack, imagej=True, resolution=(2, 2), metadata=metadata)
+    track(tmp_path / "m.tif", tmp_path / "out")
+    tracks = parquet.read_table(tmp_path / "out" / "tracks.parquet").to_pydict()
+    assert (tracks["begin"], tracks["end"]) == ([0, 0], [3, 3])
+    assert tracks["displacement_um"] == pytest.approx([3.0, 3.0], abs=1e-6)
+    assert tracks["mean_volume_um3"] == pytest.approx([0.25 * (stack[0] == 1).sum()] * 2)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "mask000.tif") > 0, stack[0] > 0)
 
 
 def test_what_is_no_movie_is_said(movie: Movie, tmp_path: Path) -> None:

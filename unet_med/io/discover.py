@@ -55,6 +55,7 @@ _ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zi
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin"})
+_JOURNAL, _MAPS = "journal.json", "maps"
 
 
 def discover(
@@ -228,7 +229,8 @@ class _Search:
                 self.skipped["links to folders", "lead to a folder that was seen already"] += 1
                 continue
             self._folders.add((status.st_dev, status.st_ino))
-            zarr = not METADATA_NAMES.isdisjoint(entry.name for entry in entries)
+            names = {entry.name for entry in entries}
+            zarr = not METADATA_NAMES.isdisjoint(names)
             if zarr and is_image(here):
                 yield here
                 continue
@@ -237,6 +239,8 @@ class _Search:
                     continue
                 if _is_hidden(entry.name):
                     self.skipped["hidden files and folders", "are left alone"] += 1
+                elif entry.name == _MAPS and _JOURNAL in names:
+                    self.skipped["maps of objects", "are kept for `unet-med retune`"] += 1
                 elif entry.is_dir():
                     pending.append(Path(entry.path))
                 elif entry.is_file():
