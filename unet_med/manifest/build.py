@@ -26,7 +26,7 @@ from unet_med.manifest.object_classes import as_text
 from unet_med.manifest.objects import with_objects
 from unet_med.manifest.outlines import pair_outlines
 from unet_med.manifest.pairing import CONVENTIONS, Pairing, pair_sources
-from unet_med.manifest.set_channels import absent, channel_names, channel_notes, common_modality
+from unet_med.manifest.set_channels import absent, channel_names, channel_notes, common_modality, in_one_order
 from unet_med.manifest.tables import parse_label_list, parse_label_names, parse_label_values
 from unet_med.manifest.truth import name_segments, pair_annotations
 from unet_med.manifest.values import LabelScan, scan_label
@@ -84,6 +84,8 @@ def build_manifest(
         raise NothingUsableError(
             f"images found: {len(drafts)}, but no label that belongs to one of them", remedy=CONVENTIONS
         )
+    drafts, order_notes = in_one_order(drafts)
+    notes += order_notes
     drafts = _hashed(follow(drafts, "hashing"))
     drafts, group_notes = grouped(drafts, options, table)
     notes += group_notes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from unet_med.io.cases import COLOURS_OR_GREYS
+from unet_med.io.channels import by_name
 from unet_med.manifest.channels import missing_findings, named_channels
 from unet_med.manifest.description import Description
 from unet_med.manifest.draft import Draft
@@ -76,6 +78,28 @@ def channel_names(drafts: Sequence[Draft], told: Description) -> tuple[str, ...]
     if len(set(names)) == usual and not any(name.isdecimal() for name in names):
         return names
     return tuple(f"channel_{number}" for number in range(usual))
+
+
+def in_one_order(drafts: Sequence[Draft]) -> tuple[list[Draft], list[str]]:
+    """Takes the channels of each file by name, in the order that most files have, where files name their channels."""
+    orders = [_own_names(draft) for draft in drafts]
+    known = [order for order in orders if len(order) > 1 and not any(name.isdecimal() for name in order)]
+    if not known:
+        return list(drafts), []
+    usual = max(dict.fromkeys(known), key=known.count)
+    done = [
+        replace(draft, case=replace(draft.case, sources=(by_name(draft.case.sources[0], usual),))) if order else draft
+        for draft, order in zip(drafts, orders, strict=True)
+    ]
+    turned = sum(_own_names(draft) != order for draft, order in zip(done, orders, strict=True))
+    told = f"{turned} files hold their channels in another order, or more of them: {', '.join(usual)} are taken by name"
+    return done, [told] if turned else []
+
+
+def _own_names(draft: Draft) -> tuple[str, ...]:
+    """Returns the names that the one file of a case gives its channels."""
+    sources = draft.case.sources
+    return sources[0].channel_names if len(sources) == 1 else ()
 
 
 def _usual_channels(drafts: Sequence[Draft]) -> int:
