@@ -80,6 +80,8 @@ def _lines(bundle: BundleInfo, result: Mapping[str, Any]) -> list[str]:
         lines.append(f"  receptive field: {seen} voxels, of which {used} hold 95 % of what counts")
     if result["postprocessing"]:
         lines += [f"  {key}: {reason}" for key, reason in result["postprocessing"].get("reasons", {}).items()]
+    if "instances" in result["reasons"]:
+        lines.append(f"  objects: {result['reasons']['instances']}")
     if result["empty_windows"]:
         lines.append(f"  empty windows: {result['empty_windows'].get('reason')}")
     lines += ["", "results"] + (_result_lines(result["results"]) or ["  none recorded"])

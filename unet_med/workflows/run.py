@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unet_med import __version__
 from unet_med.bundle import labels_of, read_bundle_info
-from unet_med.config import parse_config
+from unet_med.config import load_config, parse_config
 from unet_med.errors import UsageError
 from unet_med.inference.device import choose_device
 from unet_med.io.atomic import write_json
@@ -74,7 +74,10 @@ def run(
     steps["scan"] = scan(folder, intake)
     if overwrite or not manifest.exists():
         out.mkdir(parents=True, exist_ok=True)
-        steps["manifest"] = make_manifest(folder, manifest, intake=intake)
+        counted: Literal["instance"] | None = (
+            "instance" if load_config(pipeline, overrides).task == "instance" else None
+        )
+        steps["manifest"] = make_manifest(folder, manifest, task=counted, intake=intake)
     steps["check"] = check(manifest, None)
     steps["plan"] = plan(pipeline, manifest, overrides=overrides, device=choose_device(device).type)
     planned = parse_config(steps["plan"].result["config"], "the plan")
