@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
@@ -45,11 +46,10 @@ def predictor(tiny_bundle) -> Predictor:
     return Predictor([load_bundle(tiny_bundle(dims=2, inference__overlap=0.25))], "cpu")
 
 
-def _case(folder: Path, array: np.ndarray, axes: str, **options: Any) -> Case:
+def _case(folder: Path, array: np.ndarray, axes: str, sizes: dict[str, float] | None = None, **options: Any) -> Case:
     folder.mkdir()
-    tifffile.imwrite(
-        folder / "slide.tif", array, ome=True, metadata={"axes": axes}, photometric="minisblack", **options
-    )
+    options |= {"ome": True, "metadata": {"axes": axes, **(sizes or {})}, "photometric": "minisblack"}
+    tifffile.imwrite(folder / "slide.tif", array, **options)
     return group_cases(discover(folder).usable)[0]
 
 
@@ -97,6 +97,18 @@ def test_a_large_case_is_the_same_case(predictor, tmp_path: Path, monkeypatch, s
     assert np.array_equal(*masks) and masks[0].shape == shape
     previews = [np.asarray(Image.open(tmp_path / place / "previews" / "slide.png")) for place in ("usual", "large")]
     assert np.array_equal(*previews)
+
+
+def test_the_mask_of_a_large_volume_with_a_pixel_size_is_a_nifti(predictor, tmp_path: Path) -> None:
+    sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "PhysicalSizeZ": 2.0}
+    case = _case(tmp_path / "in", picture((6, 40, 30))[0], "ZYX", sizes)
+    usual = _done(predictor, case, tmp_path / "usual", None)
+    found = _done(predictor, case, tmp_path / "large", tmp_path / "kept")
+    assert found["outputs"] == usual["outputs"] and "slide.nii.gz" in found["outputs"]
+    assert found["volumes"] == usual["volumes"]
+    masks = [nib.load(tmp_path / place / "slide.nii.gz") for place in ("usual", "large")]
+    assert np.array_equal(*(np.asarray(mask.dataobj) for mask in masks))
+    assert np.array_equal(masks[0].affine, masks[1].affine)
 
 
 @pytest.mark.parametrize(("shape", "axes", "calls"), [((160, 96), "YX", 4), ((3, 64, 80), "TYX", 5)])
