@@ -6,6 +6,7 @@ import pickle
 import struct
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from unet_med.errors import InputRefusedError
 from unet_med.io.discover import discover, open_source, restore_ref
 from unet_med.io.levels import smaller
 from unet_med.io.source import IntakeOptions, SourceRef
-from unet_med.io.tiff import TiffSource, inspect_tiff, pixels
+from unet_med.io.tiff import TiffSource, inspect_tiff, ome, pixels
+from unet_med.io.tiff.scale import channel_names, scale_of
 
 GREY = "minisblack"
 
@@ -335,6 +337,33 @@ def test_a_doubtful_pixel_size_is_questioned_and_can_be_replaced(tmp_path: Path)
     assert given.geometry.spacing_mm == (0.001, 0.001)
     again = restore_ref({"id": "a", "read": dict(given.read_as)}, given.files)
     assert again.geometry.spacing_mm == (0.001, 0.001)
+
+
+def test_what_a_zeiss_file_says(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", _array((2, 2, 3, 20, 30)), photometric=GREY, metadata={"axes": "TCZYX"})
+    about = {"VoxelSizeX": 2.5e-7, "VoxelSizeY": 5e-7, "VoxelSizeZ": 1e-6, "TimeIntervall": 3.5}
+    about |= {"ChannelColors": {"ColorNames": ["Ch1", "Ch2"]}}
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        (series,) = file.series
+        series.kind = "lsm"
+        told = SimpleNamespace(lsm_metadata=about)
+        scale = scale_of(told, series, 3, None)
+        assert scale.spacing_mm == pytest.approx((0.00025, 0.0005, 0.001))
+        assert (scale.seconds, channel_names(told, series, "TCZYX", None)) == (3.5, ("Ch1", "Ch2"))
+        nothing = scale_of(SimpleNamespace(lsm_metadata={"TimeIntervall": 0.0}), series, 2, None)
+        assert (nothing.spacing_mm, nothing.seconds, nothing.notes) == (None, None, ("no pixel size",))
+
+
+def test_all_positions_of_a_stack_of_micro_manager_have_one_scale(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        for position in range(2):
+            metadata = {"axes": "TYX", "Name": f"Pos{position}", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}
+            file.write(_array((3, 20, 30)), metadata=metadata, photometric=GREY)
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+        series = file.series[0]
+        series.kind, series.name = "mmstack", ""
+        pixels = ome.pixels_of(ome.root_of(file), [series], 0)
+        assert (ome.size(pixels, "X"), ome.size(pixels, "Y")) == (0.0005, 0.00025)
 
 
 def test_positions_are_frames(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from unet_med.io.reading import COPY_FILE_AGAIN
 _BIG_TIFF = 43
 _MOST_PAGES = 2**21
 _MOST_TAGS = 2**16
+_OF_NAMED_PLANES = ("ome", "mmstack", "ndtiff")
 _PAGES_CHECKED = 256
 _ABSURD_RATIO = 50_000
 _ABSURD_BYTES = 2**30
@@ -77,10 +78,10 @@ def check_complete(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> 
         InputRefusedError: Data or planes are missing, or the headers claim an absurd size.
     """
     pages: Sequence[Any] = series.pages
-    if series.kind == "ome" and any(pages[number] is None for number in range(len(pages))):
+    if series.kind in _OF_NAMED_PLANES and any(pages[number] is None for number in range(len(pages))):
         raise InputRefusedError("planes of the TIFF series are missing", remedy="copy the whole set into one folder")
     promised = int((file.imagej_metadata or {}).get("images", 1)) if file.is_imagej else 1
-    if series.kind not in ("imagej", "ome") and promised > len(file.pages):
+    if series.kind not in ("imagej", *_OF_NAMED_PLANES) and promised > len(file.pages):
         raise InputRefusedError(
             f"the TIFF stack is truncated: {len(file.pages)} of {promised} planes are there", remedy=COPY_FILE_AGAIN
         )

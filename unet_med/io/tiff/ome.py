@@ -68,12 +68,14 @@ def pixels_of(
 ) -> ElementTree.Element | None:
     """Returns the Pixels element of a series, when it certainly is that one's.
 
+    All positions of a Micro-Manager stack are one series: what is said of the first is said of all.
+
     Args:
         ome: The OME-XML.
         every: All series of the file; images without planes are not among them.
         number: Which of them.
     """
-    if ome is None or every[number].kind != "ome":
+    if ome is None or every[number].kind not in ("ome", "mmstack"):
         return None
     images = [
         (image.get("Name"), pixels) for image in ome.iterfind("{*}Image") for pixels in image.iterfind("{*}Pixels")
@@ -82,12 +84,14 @@ def pixels_of(
         images = [images[number]]
     series = every[number]
     sizes = dict(zip(series.axes, series.shape, strict=True))
+    together = series.kind == "mmstack"
     fitting = [
         pixels
         for name, pixels in images
-        if (name or "") == series.name and all(pixels.get(f"Size{letter}") == str(sizes[letter]) for letter in "XY")
+        if (together or (name or "") == series.name)
+        and all(pixels.get(f"Size{letter}") == str(sizes[letter]) for letter in "XY")
     ]
-    return fitting[0] if len(fitting) == 1 else None
+    return fitting[0] if len(fitting) == 1 or (together and fitting) else None
 
 
 def channel_names(pixels: ElementTree.Element) -> list[str]:

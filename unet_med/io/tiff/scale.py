@@ -1,7 +1,7 @@
 """What the headers of a TIFF series say of sizes, times and the names of channels.
 
-A pixel size counts when it is declared for microscopes (OME PhysicalSize, ImageJ's unit, a slide scanner's MPP); the
-resolution tag of plain TIFF is a printer's and does not.
+A pixel size counts when it is declared for microscopes (OME PhysicalSize, ImageJ's unit, Zeiss LSM's voxel size, a
+slide scanner's MPP); the resolution tag of plain TIFF is a printer's and does not.
 """
 
 from __future__ import annotations
@@ -56,10 +56,18 @@ def scale_of(
         seconds = _frame_interval(metadata)
         printers = _printers_resolution(metadata, series)
         return Scale(None, seconds, (printers,)) if printers else _scale(_imagej_sizes(metadata, series, ndim), seconds)
+    if series.kind == "lsm":
+        return _lsm_scale(file.lsm_metadata or {}, ndim)
     if series.kind == "svs" and (found := _MICRONS_PER_PIXEL.search(series.keyframe.description)):
         microns = sensible(float(found[1]), 1e-3)
         return _scale([microns, microns, None][:ndim], None)
     return Scale(None, None, ("no pixel size",))
+
+
+def _lsm_scale(metadata: Mapping[str, Any], ndim: int) -> Scale:
+    """Returns what a Zeiss LSM file says: metres and seconds; no interval is stored as 0."""
+    sizes = [sensible(float(metadata.get(f"VoxelSize{letter}") or 0), 1e3) for letter in "XYZ"[:ndim]]
+    return _scale(sizes, sensible(float(metadata.get("TimeIntervall") or 0), 1.0))
 
 
 def _scale(sizes: list[float | None], seconds: float | None) -> Scale:
@@ -119,6 +127,9 @@ def channel_names(
             return RGB
     if pixels is not None:
         return names_of(ome.channel_names(pixels), channels)
+    if series.kind == "lsm":
+        told = ((file.lsm_metadata or {}).get("ChannelColors") or {}).get("ColorNames") or ()
+        return names_of([str(name) for name in told], channels)
     if series.kind == "imagej":
         return names_of(_slice_labels(file.imagej_metadata or {}, channels), channels)
     return names_of((), channels)
