@@ -18,9 +18,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from unet_med.config import Instances
-from unet_med.data import read_target
 from unet_med.errors import InputRefusedError, MachineError, ModelError, UnetMedError
-from unet_med.geometry import Geometry
+from unet_med.inference.case_scores import frame_scores, label_volumes, true_labels
 from unet_med.inference.estimate import CaseSize
 from unet_med.inference.large import KeptWork, predict_objects, thinned
 from unet_med.inference.object_files import picture_of, table_of, table_of_frames, write_tables
@@ -35,12 +34,9 @@ from unet_med.instances.measure import count_objects
 from unet_med.io.atomic import whole_file
 from unet_med.io.cases import OpenCase
 from unet_med.io.export.formats import FORMATS
-from unet_med.io.export.measure import count_labels
 from unet_med.io.objects.table import ObjectTable
 from unet_med.io.sinks import TiffMaskSink, VolumeMaskSink, check_formats, open_mask_sink
 from unet_med.labels import LabelMap
-from unet_med.manifest import ManifestCase
-from unet_med.metrics import case_metrics
 from unet_med.overlays import outline_preview
 from unet_med.volume import MaskSink, Volume, lazily
 
@@ -218,7 +214,7 @@ class CaseWork:
                 objects = Truth.of(self.job.truth, self._predictor.labels, number)
                 truth = objects.classes
             else:
-                truth = _truth(self.job.truth, self._predictor.labels, number)
+                truth = true_labels(self.job.truth, self._predictor.labels, number)
         volume = lazily(opened, number) if self._size.on_disk else opened.read(frame=number)
         return _Frame(number, volume, truth, objects)
 
@@ -341,7 +337,7 @@ class CaseWork:
                 pairs.append((frame.labels, frame.truth))
         self._made = {"checks": checks, "volumes": volumes}
         if pairs:
-            self._made["labels"] = self._with_prediction(_scores(pairs, geometry, labels))
+            self._made["labels"] = self._with_prediction(frame_scores(pairs, geometry, labels))
         if self._predictor.objects is not None:
             self._made |= self._counted()
         if self.job.preview:
@@ -404,34 +400,6 @@ def do_case(predictor: Predictor, job: CaseJob) -> dict[str, Any]:
     return work.result()
 
 
-def score_case(
-    predictor: Predictor, truth: ManifestCase, see: Callable[[npt.NDArray[Any], npt.NDArray[Any]], None] | None = None
-) -> tuple[dict[str, Any], list[str]]:
-    """Predicts a case of a manifest and scores it on its own grid; nothing is written.
-
-    Args:
-        predictor: Predicts it.
-        truth: The case.
-        see: Is shown its mask and its true labels.
-
-    Returns:
-        What :func:`unet_med.metrics.case_metrics` returns, and of each structure the features by which Dice is
-        predicted (:mod:`unet_med.inference.quality.evidence`); notes.
-    """
-    notes: list[str] = []
-    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
-    evidence = CaseEvidence(predictor.labels)
-    for frame in truth.case.frames:
-        prediction = predictor.predict(truth.case.read(frame), evidence=evidence)
-        notes += [note for note in prediction.notes if note not in notes]
-        target = _truth(truth, predictor.labels, frame)
-        if see is not None:
-            see(prediction.labels, target)
-        pairs.append((prediction.labels, target))
-    scores = _scores(pairs, truth.case.geometry, predictor.labels)
-    return {name: own | evidence.features()[0][name] for name, own in scores.items()}, notes
-
-
 def _frame_name(job: CaseJob, frame: int) -> str:
     return job.name if len(job.case.frames) == 1 else f"{job.name}_t{frame:03d}"
 
@@ -441,42 +409,6 @@ def _close(sink: MaskSink) -> list[Path]:
         return sink.close()
     except MachineError as error:
         raise OutputError(error.what, error.where, error.remedy) from error
-
-
-def label_volumes(
-    labels: npt.NDArray[np.integer[Any]], geometry: Geometry, label_map: LabelMap, frame: int | None = None
-) -> list[dict[str, Any]]:
-    """Returns the size of every label: ml for volumes, mm2 for pictures, px or voxels when uncalibrated."""
-    counts = count_labels(labels, highest=len(label_map.labels))
-    rows: list[dict[str, Any]] = []
-    for label in label_map.labels:
-        voxels = int(counts[label.index])
-        if geometry.voxel_ml is not None:
-            value, unit = voxels * geometry.voxel_ml, "ml"
-        elif geometry.affine is not None:
-            value, unit = voxels * float(abs(np.linalg.det(geometry.affine[:2, :2]))), "mm2"
-        else:
-            value, unit = float(voxels), "px" if geometry.ndim == 2 else "voxels"
-        rows.append(
-            {"frame": frame, "label": label.name, "voxels": voxels, "value": float(f"{value:.9g}"), "unit": unit}
-        )
-    return rows
-
-
-def _truth(truth: ManifestCase, labels: LabelMap, frame: int) -> npt.NDArray[Any]:
-    return read_target(truth, labels, truth.case.read_label(frame))
-
-
-def _scores(
-    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]], geometry: Geometry, labels: LabelMap
-) -> dict[str, Any]:
-    """Scores of a case of one frame; manifests list frames as cases of their own."""
-    if len(pairs) == 1:
-        return dict(case_metrics(pairs[0][0], pairs[0][1], geometry.spacing_mm, labels))
-    raise InputRefusedError(
-        f"a case of {len(pairs)} frames is scored frame by frame",
-        remedy="make the manifest again with `unet-med manifest`: it lists every frame",
-    )
 
 
 def _write_preview(job: CaseJob, shown: _Frame | None, labels: LabelMap) -> Path:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from unet_med.bundle import Bundle
-from unet_med.inference.casework import label_volumes
+from unet_med.inference.case_scores import label_volumes
 from unet_med.inference.device import choose_precision
 from unet_med.inference.engine import Engine, EngineRequest, open_engine
 from unet_med.inference.estimate import CaseSize, Rates, held_bytes, window_count

@@ -131,7 +131,7 @@ def score_cases(
     Returns:
         What :func:`unet_med.metrics.summarise` takes, and the refused cases with their reasons.
     """
-    from unet_med.inference.casework import score_case
+    from unet_med.inference.case_scores import score_case
     from unet_med.inference.predictor import Predictor
 
     predictor = Predictor([bundle for folder in models for bundle in load_bundles(folder)], device)
