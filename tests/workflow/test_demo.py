@@ -28,8 +28,8 @@ def _small(kind: module.Kind) -> Recipe:
     """Returns the demo with a small network and few cases."""
     dims = 3 if kind == "3d" else 2
     one, two, three = ([n] * dims for n in (1, 2, 3))
-    task = "instance" if kind == "cells" else "semantic"
-    pipeline = SMALL.format(kind=kind, task=task, dims=dims, ones=one, twos=two, threes=three, patch=[16] * dims)
+    task, side = ("instance", 80) if kind == "cells" else ("semantic", 16)
+    pipeline = SMALL.format(kind=kind, task=task, dims=dims, ones=one, twos=two, threes=three, patch=[side] * dims)
     recipe = module.RECIPES[kind]
     short = {"frames": 4} if kind == "cells" else {}
     return replace(
