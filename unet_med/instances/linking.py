@@ -199,15 +199,20 @@ class _Costs:
         return 0.4 * drift**2 + 0.3 * kept**2 + 0.3 * unlike**2 if max(drift, kept) < 1.0 else np.inf
 
     def _swelled(self, node: Node) -> bool:
-        """Whether the object is much larger than a few frames ago: two that share a mask for a while."""
-        size = self._frames[node[0]].sizes[node[1]]
+        """Whether the object is much larger than a few frames ago: two that share a mask for a while.
+
+        What the border of the image cut may have grown by entering, but hardly so much from one frame to the next.
+        """
+        size = later = self._frames[node[0]].sizes[node[1]]
         for _ in range(self._settings.max_gap + 1):
             earlier = self._last.get(node)
             if earlier is None:
                 return False
             node = earlier
-            if size > _MERGED * self._frames[node[0]].sizes[node[1]]:
+            before = self._frames[node[0]]
+            if (later if before.at_border[node[1]] else size) > _MERGED * before.sizes[node[1]]:
                 return True
+            later = before.sizes[node[1]]
         return False
 
 
