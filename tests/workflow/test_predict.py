@@ -405,7 +405,7 @@ def test_all_cases_refused_is_nothing_usable(tiny_bundle, scans: Path, tmp_path:
     assert {entry["status"] for entry in outcome.result["cases"]} == {"refused"}
 
 
-@pytest.mark.parametrize("formats", [["analyze"], ["nifti", "zarr"]])
+@pytest.mark.parametrize("formats", [["analyze"], ["nifti", "bmp"]])
 def test_unknown_formats_are_named(tiny_bundle, scans: Path, tmp_path: Path, formats: list[str]) -> None:
     with pytest.raises(UsageError, match="use one of: nifti"):
         predict(str(tiny_bundle()), scans, tmp_path / "out", formats=formats)
