@@ -47,11 +47,12 @@ def content_sha256(sources: Sequence[SourceRef], frame: int | None = None) -> st
 
     One file: the file's own sha256 (what ``sha256sum`` prints). Several files: that of their sorted hashes. One page
     of a file (``frame``): that of ``HASH#FRAME``, so that the pages of a stack are different contents; likewise the
-    volumes that take only some frames of a multi-frame DICOM file.
+    volumes that take only some frames of a multi-frame DICOM file, and the later images of a TIFF of several.
     """
     stamps = [(file, file.stat().st_mtime_ns) for source in sources for file in source.files]
     whole = _hash_files(tuple(stamps))
     parts = [source.read_as["frames"] for source in sources if source.read_as.get("frames")]
+    parts += [f"s{source.read_as['series']}" for source in sources if source.read_as.get("series")]
     which = "#".join(str(part) for part in ([] if frame is None else [frame]) + parts)
     return hashlib.sha256(f"{whole}#{which}".encode()).hexdigest() if which else whole
 

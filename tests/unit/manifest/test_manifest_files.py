@@ -20,6 +20,7 @@ from unet_med.io.discover import discover
 from unet_med.io.source import IntakeOptions
 from unet_med.manifest import BuildOptions, Finding, build_manifest, load_manifest, save_manifest, verify
 from unet_med.manifest.files import table_path
+from unet_med.manifest.model import content_sha256
 
 
 def nifti(path: Path, values: np.ndarray) -> None:
@@ -219,6 +220,15 @@ def test_pages_are_cases_of_their_own(stack: Path, tmp_path: Path) -> None:
     folds = [case.fold for case in manifest.training]
     assert sorted(set(folds)) == list(range(5))
     assert all(folds[n] == folds[n + 1] for n in range(0, 10, 2))
+
+
+def test_images_of_one_file_are_different_contents(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "two.ome.tif", ome=True) as file:
+        for seed in range(2):
+            file.write(np.random.default_rng(seed).integers(0, 255, (8, 9), dtype=np.uint8), metadata={"axes": "YX"})
+    sources = discover(tmp_path).usable
+    assert [source.id for source in sources] == ["two-s1", "two-s2"]
+    assert len({content_sha256([source]) for source in sources}) == 2
 
 
 def test_a_table_sends_pages_to_test(stack: Path, tmp_path: Path) -> None:
