@@ -113,7 +113,8 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         metavar="NAME,...",
-        help="Formats of the masks: nifti (default), seg-nrrd, dicom-seg, rtstruct, dicom-sr, dicom-sc.",
+        help="Formats of the masks: nifti (default; of pictures TIFF), label-tiff, ome-zarr, geojson (QuPath), "
+        "imagej-roi, coco; of volumes seg-nrrd; of DICOM series dicom-seg, rtstruct, dicom-sr, dicom-sc.",
     ),
 ]
 SegTypeOption = Annotated[
