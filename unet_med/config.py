@@ -361,10 +361,10 @@ class Instances(_Model):
         0.5, description="probability from which a voxel belongs to an object"
     )
     seed_threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="height from which a summit of the distance map is an object of its own"
+        0.3, description="height from which a summit of the distance map is an object of its own"
     )
     seed_depth: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="how far below the lower of two summits the saddle between two objects is, as a share of it"
+        0.15, description="how far below the lower of two summits the saddle between two objects is, as a share of it"
     )
     minimum_voxels: Annotated[int, Field(ge=0)] = Field(0, description="smaller objects are removed")
     tune: bool = Field(True, description="after training: choose thresholds and smallest size on the held-out cases")

@@ -26,6 +26,9 @@ BoolArray = npt.NDArray[np.bool_]
 _SMOOTHING = (0.25, 0.5, 0.25)
 _FOREGROUND_SHARE = 0.05
 """How much the probability of an object counts in the landscape: it gives a slope to what is flat otherwise."""
+_BORDER_SHARE = 0.5
+"""How much of the distance a certain border takes away; small objects are border for a good part."""
+_PASSES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,14 +70,14 @@ def foreground_of(maps: ObjectMaps) -> FloatArray:
 
 
 def landscape(maps: ObjectMaps) -> FloatArray:
-    """Returns how deep inside of an object each voxel lies: 1 on the summit of an object, 0 on its border.
+    """Returns how deep inside of an object each voxel lies, from 0 to 1: the distance, less where a border is.
 
-    It is the distance where there is no border, smoothed by one voxel.
+    It is smoothed by about a voxel. Shares and smoothing were chosen on nuclei and cells of held-out images.
     """
-    height = maps.distance * (np.float32(1) - maps.border)
+    height = maps.distance * (np.float32(1) - np.float32(_BORDER_SHARE) * maps.border)
     height *= np.float32(1 - _FOREGROUND_SHARE)
     height += np.float32(_FOREGROUND_SHARE) * foreground_of(maps)
-    for axis in range(height.ndim):
+    for axis in [*range(height.ndim)] * _PASSES:
         ndimage.convolve1d(height, _SMOOTHING, axis=axis, output=height, mode="nearest")
     return height
 

@@ -26,7 +26,7 @@ BoolArray = npt.NDArray[np.bool_]
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """IoU from which an object counts as found, as in the 2018 Data Science Bowl."""
 FOREGROUND_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
-SEED_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+SEED_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 SEED_DEPTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 _SIZE_SHARES = (0.25, 0.5, 0.75, 1.0)
 """Smallest sizes that are tried, as a share of the size of the smallest true objects."""
@@ -134,7 +134,8 @@ class ObjectTuner:
             nothing = (0.0,) * len(IOU_THRESHOLDS)
             return Tuning(self._given, nothing, nothing, None, len(true), 0)
         sizes = self._smallest_sizes()
-        found, predicted = (np.stack(part) for part in zip(*(self._tried(one, sizes) for one in self._images), strict=True))
+        tried = [self._tried(image, sizes) for image in self._images]
+        found, predicted = (np.stack(part) for part in zip(*tried, strict=True))
         settings = [
             self._given.model_copy(update=dict(zip(KEYS, values, strict=True)))
             for values in product(*self._axes, sizes)

@@ -12,7 +12,7 @@ from unet_med.config import Instances
 from unet_med.instances.decode import objects_of
 from unet_med.instances.tuning import IOU_THRESHOLDS, ObjectTuner, Tuning
 
-GIVEN = Instances()
+GIVEN = Instances(seed_threshold=0.6, seed_depth=0.02)
 
 
 def tune_objects(cases, given: Instances) -> Tuning:
