@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
@@ -34,6 +33,7 @@ from unet_med.instances.measure import count_objects
 from unet_med.io.atomic import whole_file
 from unet_med.io.cases import OpenCase
 from unet_med.io.export.formats import FORMATS
+from unet_med.io.export.measure import count_labels
 from unet_med.io.objects.table import ObjectTable
 from unet_med.io.sinks import TiffMaskSink, VolumeMaskSink, check_formats, open_mask_sink
 from unet_med.labels import LabelMap
@@ -297,7 +297,7 @@ class CaseWork:
 
     def _show(self, frame: _Frame, labels: npt.NDArray[Any]) -> None:
         """Keeps the image of the frame with the most labelled voxels, for the preview, and no other."""
-        frame.voxels = int(np.count_nonzero(labels))
+        frame.voxels = int(count_labels(labels)[1:].sum())
         loser: _Frame | None = frame
         if self.job.preview and (self._shown is None or frame.voxels > self._shown.voxels):
             loser, self._shown = self._shown, frame

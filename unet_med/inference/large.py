@@ -150,7 +150,9 @@ def thinned(image: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
     index: tuple[Any, ...] = (..., *(slice(None, None, step) for _ in shape))
     lazy: object = image
     if not isinstance(lazy, LazyArray):
-        return np.asarray(image[index])
+        few = np.array(image[index]) if step > 1 else np.asarray(image)
+        let_go(image)
+        return few
     axis = 1 + lazy.slowest
     rows = step * max(1, _ROWS // step)
     kept = [

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_med.geometry import Geometry
+from unet_med.io.mapped import let_go
 from unet_med.volume import Region, slabs
 
 FloatArray = npt.NDArray[np.float64]
@@ -43,6 +44,7 @@ def count_labels(labels: npt.NDArray[np.integer[Any]], highest: int = 0) -> npt.
         found = np.bincount(labels[region].ravel(order="K"), minlength=len(counts))
         found[: len(counts)] += counts
         counts = found
+        let_go(labels)
     return counts
 
 
