@@ -156,7 +156,7 @@ def thinned(image: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
     axis = 1 + lazy.slowest
     rows = step * max(1, _ROWS // step)
     kept = [
-        np.asarray(lazy[(slice(None),) * axis + (slice(start, start + rows),)])[index]
+        np.asarray(lazy[(slice(None),) * axis + (slice(start, start + rows),)])[index].copy()  # a view holds its band
         for start in range(0, lazy.shape[axis], rows)
     ]
     return np.concatenate(kept, axis=axis)

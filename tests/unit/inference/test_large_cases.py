@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 from allocations import peak_bytes
-from large_images import picture
+from large_images import WatchedSource, picture
 from PIL import Image
 from scipy import ndimage
 
@@ -26,6 +26,7 @@ from unet_med.io.cases import Case
 from unet_med.io.discover import discover
 from unet_med.io.grouping import group_cases
 from unet_med.io.tiff.source import TiffSource
+from unet_med.volume import lazily
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -162,6 +163,17 @@ def test_memory_does_not_grow_with_the_length_of_an_image(tiny_bundle, tmp_path:
         kept = tmp_path / f"kept{length}"
         peaks.append(peak_bytes(lambda: _done(predictor, case, tmp_path / f"out{length}", kept)))  # noqa: B023
     assert peaks[1] < peaks[0] + 0.5 * 5120 * 256, peaks  # a byte for each pixel would be twice as much
+
+
+def test_a_preview_holds_no_more_than_it_shows(monkeypatch) -> None:
+    monkeypatch.setattr(large, "_PREVIEW_SIDE", 64)
+    monkeypatch.setattr(large, "_ROWS", 32)
+    source = WatchedSource(picture((200, 2000)))
+    image = lazily(source).array
+    found: list[np.ndarray] = []
+    peak = peak_bytes(lambda: found.append(large.thinned(image, (200, 2000))))
+    assert np.array_equal(found[0], source.array[:, ::32, ::32])
+    assert peak < source.array.nbytes / 4
 
 
 def test_what_is_large(tmp_path: Path, predictor) -> None:
