@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unet_med.errors import InputRefusedError
 from unet_med.labels import LabelMap, label_colour
 from unet_med.overlays.canvas import (
     Colour,
@@ -23,7 +22,7 @@ from unet_med.overlays.canvas import (
     with_legend,
     with_letters,
 )
-from unet_med.overlays.planes import Plane, grey_window, three_planes, whole_picture
+from unet_med.overlays.planes import Plane, grey_window, planes_of
 
 ObjectArray = npt.NDArray[np.integer[Any]]
 
@@ -68,22 +67,7 @@ def object_preview(
     Raises:
         InputRefusedError: when the shapes do not fit.
     """
-    channels = image if image.ndim == objects.ndim + 1 else image[None]
-    if objects.ndim not in (2, 3) or channels.shape[1:] != objects.shape:
-        raise InputRefusedError(
-            f"objects of shape {objects.shape} do not fit an image of shape {image.shape}",
-            remedy="give the objects on the image's own grid",
-        )
-    if truth is not None and truth.shape != objects.shape:
-        raise InputRefusedError(
-            f"true objects of shape {truth.shape} do not fit objects of shape {objects.shape}",
-            remedy="give the true objects on the image's own grid",
-        )
-    spacing = tuple(float(s) for s in spacing_mm) if spacing_mm else (1.0,) * objects.ndim
-    if objects.ndim == 2:
-        planes = [whole_picture(channels, objects, truth, spacing)]
-    else:
-        planes = three_planes(channels[0], objects, truth, spacing, orientation)
+    planes = planes_of(image, objects, truth, spacing_mm, orientation, ("objects", "true objects"))
     window = grey_window(planes)
     look = _Look(label_map, classes, object_colours(enlarged(plane.labels, plane.size) for plane in planes))
     body = in_a_row([_drawn(plane, plane.labels, look, window, plane.title) for plane in planes])

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unet_med.errors import InputRefusedError
 from unet_med.labels import LabelMap
 from unet_med.overlays.canvas import (
     MOST_ENTRIES,
@@ -21,7 +20,7 @@ from unet_med.overlays.canvas import (
     with_legend,
     with_letters,
 )
-from unet_med.overlays.planes import Plane, grey_window, three_planes, whole_picture
+from unet_med.overlays.planes import Plane, grey_window, planes_of
 
 _DASH = 5
 
@@ -51,24 +50,9 @@ def outline_preview(
     Raises:
         InputRefusedError: when the shapes do not fit.
     """
-    channels = image if image.ndim == labels.ndim + 1 else image[None]
-    if labels.ndim not in (2, 3) or channels.shape[1:] != labels.shape:
-        raise InputRefusedError(
-            f"labels of shape {labels.shape} do not fit an image of shape {image.shape}",
-            remedy="give the labels on the image's own grid",
-        )
-    if truth is not None and truth.shape != labels.shape:
-        raise InputRefusedError(
-            f"reference labels of shape {truth.shape} do not fit labels of shape {labels.shape}",
-            remedy="give the reference on the image's own grid",
-        )
     if truth is not None and label_map.ignored is not None:
         truth = np.where(truth == label_map.ignored, 0, truth)
-    spacing = tuple(float(s) for s in spacing_mm) if spacing_mm else (1.0,) * labels.ndim
-    if labels.ndim == 2:
-        planes = [whole_picture(channels, labels, truth, spacing)]
-    else:
-        planes = three_planes(channels[0], labels, truth, spacing, orientation)
+    planes = planes_of(image, labels, truth, spacing_mm, orientation, ("labels", "reference labels"))
     body = in_a_row([_draw(plane, label_map, grey_window(planes)) for plane in planes])
     shown = np.unique(np.concatenate([np.unique(plane.labels) for plane in planes]))
     return with_legend(body, _legend(label_map, shown.tolist(), truth is not None, bool(planes[0].letters)))

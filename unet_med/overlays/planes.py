@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
 from unet_med.io.export.measure import measure_labels
 
@@ -29,6 +30,44 @@ class Plane:
     size: tuple[int, int]
     title: str
     letters: str
+
+
+def planes_of(
+    image: npt.NDArray[Any],
+    labels: npt.NDArray[np.integer[Any]],
+    truth: npt.NDArray[np.integer[Any]] | None,
+    spacing_mm: Sequence[float] | None,
+    orientation: str,
+    names: tuple[str, str],
+) -> list[Plane]:
+    """Returns a picture as one plane, a volume as three.
+
+    Args:
+        image: (I, J[, K]) or (C, I, J[, K]); of a volume the first channel is shown.
+        labels: (I, J[, K]).
+        truth: The same, or ``None``.
+        spacing_mm: Voxel size along the axes; ``None`` shows voxels as squares.
+        orientation: ``Geometry.orientation`` of the axes; empty when unknown.
+        names: What ``labels`` and ``truth`` are, for errors.
+
+    Raises:
+        InputRefusedError: when the shapes do not fit.
+    """
+    channels = image if image.ndim == labels.ndim + 1 else image[None]
+    if labels.ndim not in (2, 3) or channels.shape[1:] != labels.shape:
+        raise InputRefusedError(
+            f"{names[0]} of shape {labels.shape} do not fit an image of shape {image.shape}",
+            remedy=f"give the {names[0]} on the image's own grid",
+        )
+    if truth is not None and truth.shape != labels.shape:
+        raise InputRefusedError(
+            f"{names[1]} of shape {truth.shape} do not fit {names[0]} of shape {labels.shape}",
+            remedy=f"give the {names[1]} on the image's own grid",
+        )
+    spacing = tuple(float(s) for s in spacing_mm) if spacing_mm else (1.0,) * labels.ndim
+    if labels.ndim == 2:
+        return [whole_picture(channels, labels, truth, spacing)]
+    return three_planes(channels[0], labels, truth, spacing, orientation)
 
 
 def whole_picture(
