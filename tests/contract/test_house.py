@@ -70,7 +70,6 @@ def test_every_error_names_a_remedy() -> None:
 
 def test_only_the_command_line_configures_logging_and_leaves_the_process() -> None:
     assert {file for file, _ in _calls({"logging.basicConfig", "sys.exit"})} <= {
-        "cli.py",
         OWN_PROCESS,
         "training/processes.py",
     }

@@ -347,7 +347,7 @@ def test_a_result_that_the_pacs_refuses_is_told(
 def _command(model: Path, out: Path, port: int, *more: str) -> subprocess.Popen[str]:
     words = ["receive", "--model", str(model), "--out", str(out), "--port", str(port), "--idle-seconds", "0.5"]
     return subprocess.Popen(
-        [sys.executable, "-m", "unet_med.cli", *words, "--format", "nifti", "--device", "cpu", "-v", *more],
+        [sys.executable, "-m", "unet_med", *words, "--format", "nifti", "--device", "cpu", "-v", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
