@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,11 +37,37 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert holds >= 50
 
 
-def test_the_test_is_scipys() -> None:
-    rng = np.random.default_rng(3)
-    first, second = rng.normal(size=25), rng.normal(0.3, 1, size=25)
-    expected = stats.wilcoxon(second - first, zero_method="pratt", method="approx").pvalue
+@pytest.mark.parametrize("count", [4, 5, 12, 25])
+def test_the_test_is_the_exact_one_of_scipy(count: int) -> None:
+    rng = np.random.default_rng(count)
+    first, second = rng.normal(size=count), rng.normal(0.3, 1, size=count)
+    expected = stats.wilcoxon(second - first, method="exact").pvalue
     assert paired_difference(first, second).p == pytest.approx(expected)
+
+
+def test_ties_and_equal_cases_are_counted_out() -> None:
+    """Against all ways in which the signs may fall: SciPy has no exact test for such cases."""
+    difference = np.array([0.0, 0.1, 0.1, -0.1, 0.3, 0.0, 0.5, -0.2])
+    ranks = stats.rankdata(np.abs(difference))[difference != 0]
+    sums = np.array([np.dot(ranks, signs) for signs in product((0, 1), repeat=len(ranks))])
+    found = ranks[difference[difference != 0] > 0].sum()
+    expected = 2 * min((sums <= found).mean(), (sums >= found).mean())
+    assert paired_difference(np.zeros(8), difference).p == pytest.approx(expected)
+
+
+def test_five_cases_cannot_show_a_difference() -> None:
+    """All five better is what a coin does once in sixteen; the normal distribution would call it significant."""
+    found = paired_difference([0.5] * 5, [0.6, 0.61, 0.62, 0.63, 0.64])
+    assert found.p == pytest.approx(2 / 2**5)
+    assert not found.is_shown
+    assert paired_difference([0.5] * 6, [0.6, 0.61, 0.62, 0.63, 0.64, 0.65]).is_shown
+
+
+def test_many_cases_are_tested_by_the_normal_distribution() -> None:
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(size=201), rng.normal(0.15, 1, size=201)
+    exact = stats.wilcoxon(second - first, method="exact").pvalue
+    assert paired_difference(first, second).p == pytest.approx(exact, abs=2e-3)
 
 
 @settings(max_examples=40, deadline=None)
