@@ -26,9 +26,9 @@ from unet_med.io.cases import Case
 from unet_med.labels import LabelMap
 from unet_med.manifest import Finding, Manifest, ManifestCase
 from unet_med.overlays import object_preview, outline_preview
+from unet_med.review.sheet import top_of
 from unet_med.version import __version__
 from unet_med.workflows.progress import track
-from unet_med.workflows.scan_page import top_of
 from unet_med.workflows.thumbnail import may_carry_a_name
 
 logger = logging.getLogger(__name__)

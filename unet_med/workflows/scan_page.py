@@ -16,6 +16,7 @@ from unet_med.errors import UnetMedError
 from unet_med.identity import case_tag
 from unet_med.io.atomic import whole_file
 from unet_med.io.source import Discovery, SourceRef
+from unet_med.review.sheet import top_of
 from unet_med.version import __version__
 from unet_med.workflows.progress import track
 from unet_med.workflows.thumbnail import Thumbnail, may_carry_a_name, thumbnail
@@ -291,96 +292,6 @@ def _extent(shape: Sequence[int], spacing: Sequence[float]) -> str:
 def _some(names: Sequence[str], most: int) -> str:
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-# ---- how it looks ---------------------------------------------------------------------------------------------------
-
-_STYLE = """
-:root{color-scheme:light dark;--paper:#f5f6f8;--card:#fff;--ink:#1b2028;--dim:#5b6472;--line:#dfe3e8;--link:#0b5cad;
---good:#1a7f4b;--bad:#b3261e;--badpaper:#fdf1f0;--chip:#e9edf2;--warn:#8a5a00;--warnpaper:#fff3d6}
-@media (prefers-color-scheme:dark){:root{--paper:#12151a;--card:#1b2027;--ink:#e7eaee;--dim:#9ba5b3;--line:#2d343e;
---link:#7db7f5;--good:#5cc98d;--bad:#ff8a80;--badpaper:#2b1b1c;--chip:#282f39;--warn:#f2c361;--warnpaper:#332a15}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
-"Helvetica Neue",Arial,sans-serif;-webkit-text-size-adjust:100%}
-header,main,footer{max-width:1200px;margin:0 auto;padding:0 20px}
-header{padding-top:32px}
-h1{font-size:28px;line-height:1.2;margin:0}
-h1+p{margin:4px 0 20px;color:var(--dim)}
-h2{font-size:20px;margin:40px 0 12px}
-h3{font-size:16px;margin:0}
-a{color:var(--link)}
-code{font:13px/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;overflow-wrap:anywhere}
-small{display:block;color:var(--dim);font-size:13px}
-.dim{color:var(--dim)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:12px}
-.tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 16px;color:inherit;
-text-decoration:none;display:block}
-.tile b{display:block;font-size:28px;line-height:1.2;font-variant-numeric:tabular-nums}
-.tile span{color:var(--dim)}
-.tile.good b{color:var(--good)}.tile.bad b{color:var(--bad)}.tile.none{opacity:.6}
-a.tile:hover{border-color:var(--link)}
-.chips{display:flex;flex-wrap:wrap;gap:6px;margin:16px 0 0}
-.chips span{background:var(--chip);border-radius:99px;padding:1px 11px;font-size:13px}
-.chips .finding{background:var(--warnpaper);color:var(--warn)}
-.refusal{background:var(--badpaper);border:1px solid var(--line);border-left:5px solid var(--bad);border-radius:10px;
-padding:14px 18px;margin-bottom:12px}
-.refusal h3{overflow-wrap:anywhere}
-.refusal .remedy{margin:4px 0 8px}
-.refusal ul{list-style:none;margin:0;padding:0;columns:330px;column-gap:24px}
-.refusal li{break-inside:avoid;padding:2px 0}
-.group{margin:24px 0 10px}
-.group span{color:var(--dim);font-weight:normal}
-.grid{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(210px,1fr))}
-.many .grid{grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:10px}
-.card{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden;break-inside:avoid}
-.card:target,tr:target,li:target{outline:3px solid var(--link);outline-offset:1px}
-.card .text{padding:10px 12px 12px;font-size:13px;line-height:1.45}
-.card code{display:block;font-weight:600;margin-bottom:2px}
-.card .text div{color:var(--dim)}
-.card .text .truth{color:var(--ink)}
-.card ul{margin:6px 0 0;padding:6px 0 0 15px;border-top:1px solid var(--line)}
-.many .card .text{padding:7px 9px 9px;font-size:12px}
-.many .card code{font-size:12px}
-.picture{margin:0;position:relative;background:#000;aspect-ratio:1;color:#fff;overflow:hidden}
-.picture img{position:absolute;inset:0;width:100%;height:100%;object-fit:contain}
-.picture i{position:absolute;font:600 12px/1 system-ui,sans-serif;color:#ffe9a8;
-text-shadow:0 0 2px #000,0 0 3px #000,0 0 4px #000}
-.picture.light{background:#fff}
-.picture .left,.picture .right{top:50%;transform:translateY(-50%)}.picture .left{left:6px}.picture .right{right:6px}
-.picture .top,.picture .bottom{left:50%;transform:translateX(-50%)}.picture .top{top:6px}.picture .bottom{bottom:6px}
-.picture.empty{display:flex;align-items:center;justify-content:center;text-align:center;padding:16px;font-size:13px;
-background:var(--chip);color:var(--dim)}
-.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px}
-table{border-collapse:collapse;width:100%;font-size:14px}
-th,td{text-align:left;vertical-align:top;padding:8px 14px;border-top:1px solid var(--line)}
-thead th{border-top:0;color:var(--dim);font-weight:600;font-size:13px}
-.n{text-align:right;font-variant-numeric:tabular-nums;width:1%}
-.bad{color:var(--bad)}
-footer{margin-top:48px;padding-bottom:40px;color:var(--dim);font-size:13px}
-footer p{border-top:1px solid var(--line);padding-top:14px;max-width:80ch}
-@media (max-width:520px){header,main,footer{padding-left:12px;padding-right:12px}header{padding-top:20px}
-.tiles,.grid,.many .grid{grid-template-columns:1fr 1fr;gap:8px}
-th,td{padding:7px 10px}h2{margin-top:28px}}
-@media print{:root{color-scheme:light;--paper:#fff;--card:#fff;--ink:#000;--dim:#444;--line:#ccc;--link:#000;
---good:#1a7f4b;--bad:#b3261e;--badpaper:#fff;--chip:#eee;--warn:#000;--warnpaper:#eee}
-@page{margin:12mm}body{font-size:11pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}
-header,main,footer{max-width:none;padding:0}header{padding-top:0}.grid{grid-template-columns:repeat(4,1fr)}
-.many .grid{grid-template-columns:repeat(6,1fr)}a{text-decoration:none}h2,h3{break-after:avoid}tr{break-inside:avoid}}
-"""
-
-
-def top_of(title: str) -> str:
-    """Returns how a page begins: its policy forbids whatever is not part of it."""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
-        '<meta name="referrer" content="no-referrer"><meta name="robots" content="noindex">'
-        f'<meta name="generator" content="unet-med {__version__}">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
-    )
 
 
 _FOOT = (
