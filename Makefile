@@ -21,7 +21,7 @@ demo: $(VENV)/.package
 	$(BIN)/unet-med demo 3d --overwrite
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

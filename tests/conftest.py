@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # a processor that two wait for while they spin computes nothing
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -18,9 +18,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     from unet_med.workflows.manifest import make_manifest
     from unet_med.workflows.train import train
 
-    torch.set_num_threads(2)
     work = tmp_path_factory.mktemp("trained")
-    before = Path.cwd()
+    before, threads = Path.cwd(), torch.get_num_threads()
+    torch.set_num_threads(1)
     os.chdir(work)
     try:
         data = write_toy_set(work / "data")
@@ -31,6 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         assert outcome.exit_code == 0
     finally:
         os.chdir(before)
+        torch.set_num_threads(threads)
     return Trained(work, data, work / "M.json", pipeline, work / "RUN")
 
 

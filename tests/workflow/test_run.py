@@ -8,17 +8,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 import yaml
 from toy_set import PIPELINE, SPACING, toy_image, write_toy_set
 
 from unet_med.errors import ConfigError, NothingUsableError, UsageError
 from unet_med.workflows.run import run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    torch.set_num_threads(2)
     monkeypatch.chdir(tmp_path)
     write_toy_set(tmp_path / "data", cases=5)
     (tmp_path / "data" / "imagesTs").mkdir()
