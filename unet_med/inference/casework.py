@@ -117,6 +117,7 @@ class CaseWork:
         self._maps: list[Path] = []
 
     @property
+        self._kept_maps: list[tuple[Path, Path]] = []
     def image_bytes(self) -> int:
         """Memory of one frame of the image and its labels."""
         return self._size.image_bytes
@@ -268,8 +269,7 @@ class CaseWork:
         if self._kept is not None:
             large = predict_objects(self._predictor, volume, self._kept, position, sink, settings)
             prediction, frame.objects, maps = large
-            path.parent.mkdir(parents=True, exist_ok=True)
-            maps.path.replace(path)
+            self._kept_maps.append((maps.path, path))
             frame.labels = prediction.labels
         else:
             prediction, maps = predict_maps(self._predictor, volume, path)
@@ -353,6 +353,9 @@ class CaseWork:
         if isinstance(self._sink, TiffMaskSink | VolumeMaskSink):
             self._sink.describe(table)
         try:
+        for here, there in self._kept_maps:  # last of all: who is interrupted before need not predict them again
+            there.parent.mkdir(parents=True, exist_ok=True)
+            here.replace(there)
             return write_tables(table, self.job.folder, self.job.name)
         except MachineError as error:
             raise OutputError(error.what, error.where, error.remedy) from error

@@ -46,7 +46,7 @@ class KeptWork:
     def __init__(self, folder: Path, input_sha256: str) -> None:
         self.folder = folder
         self._input = input_sha256
-        self._frame, self._rows = self._read()
+        self._frame, self._rows, self._along = self._read()
         if not self._frame and not self._rows:
             remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,15 +58,18 @@ class KeptWork:
             position: Of the frame among those of the case.
             labels: Where its labels are written; brought to the disk before a record says that they are there.
         """
-        done = _ALL if position < self._frame else self._rows if position == self._frame else 0
+        progress = RowProgress(_ALL if position < self._frame else 0)
+        if position == self._frame and self._rows:
+            progress = RowProgress(self._rows, self._along)
 
         def tell(rows: int) -> None:
             store(labels)
             let_go(labels)
-            content = {"input_sha256": self._input, "frame": position, "rows": rows}
+            content = {"input_sha256": self._input, "frame": position, "along": progress.along, "rows": rows}
             write_json(self.folder / _STATE, content, "the progress of a large image")
 
-        return RowProgress(done, tell)
+        progress.tell = tell
+        return progress
 
     def classes(self, position: int, shape: Sequence[int], labels: LabelMap) -> npt.NDArray[Any]:
         """Returns where the class of each voxel of a frame is written, (I, J[, K])."""
@@ -80,18 +83,18 @@ class KeptWork:
             try:
                 return MapStore.open(path)
             except InputRefusedError:
-                progress.done = 0
+                progress.done, progress.along = 0, None
         return MapStore.create(path, channels, shape)
 
-    def _read(self) -> tuple[int, int]:
-        """Returns the frame that was in work and how many of its rows are final."""
+    def _read(self) -> tuple[int, int, int]:
+        """Returns the frame that was in work, how many of its rows are final, and the axis along which they lie."""
         try:
             state = json.loads((self.folder / _STATE).read_text(encoding="utf-8"))
             if state["input_sha256"] == self._input:
-                return int(state["frame"]), int(state["rows"])
+                return int(state["frame"]), int(state["rows"]), int(state["along"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        return 0, 0
+        return 0, 0, 0
 
 
 def predict_objects(

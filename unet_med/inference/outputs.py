@@ -26,10 +26,12 @@ class RowProgress:
 
     Attributes:
         done: Rows whose labels (and maps) are final; a prediction that was interrupted goes on with the next one.
+        along: The axis of the turned image along which they are counted; ``None``: none is final yet.
         tell: Is called whenever there are more.
     """
 
     done: int = 0
+    along: int | None = None
     tell: Callable[[int], None] = lambda done: None
 
 
@@ -58,7 +60,7 @@ class Outputs:
             classes = undo_reorient(found.classes, image.order, image.flips)
             self.maps.write(_own_rows(image, along, start, stop), ObjectMaps(classes, *turned))
         if self.progress is not None:
-            self.progress.done = stop
+            self.progress.done, self.progress.along = stop, along
             self.progress.tell(stop)
 
 

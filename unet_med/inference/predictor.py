@@ -278,13 +278,14 @@ class Predictor:
                 torch.cuda.empty_cache()
 
     def _attempt(self, prepared: Sequence[Prepared], settings: Sequence[Setting], outputs: Outputs) -> list[ModelRows]:
-        along = self._direction(prepared, settings)
         evidence = outputs.evidence
         if evidence is not None:
             evidence.begin(along, len(self._models))
         streams = [
             ModelRows(
                 model,
+        begun = outputs.progress if evidence is None else None
+        along = self._direction(prepared, settings) if begun is None or begun.along is None else begun.along
                 one,
                 setting,
                 along,
@@ -293,7 +294,7 @@ class Predictor:
             )
             for number, (model, one, setting) in enumerate(zip(self._models, prepared, settings, strict=True))
         ]
-        first = outputs.progress.done if outputs.progress is not None and evidence is None else 0
+        first = 0 if begun is None else begun.done
         for start, stop, logits in averaged(streams, self.labels.outputs, evidence, first):
             outputs.take(logits, self.labels, prepared[0], along, start, stop)
         return streams

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_med.io.atomic import disk_errors
+
+_CANNOT = {errno.EINVAL, errno.EOPNOTSUPP}
 
 
 def mapped(path: Path, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -35,7 +38,8 @@ def mapped(path: Path, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArra
 def fresh(path: Path, shape: Sequence[int], dtype: npt.DTypeLike, *, fortran_order: bool = False) -> npt.NDArray[Any]:
     """Makes a ``.npy`` file of zeros and returns its array; its place on the disk is taken at once.
 
-    Without that a disk that is full would end the process when it writes to the array.
+    Without that a disk that is full would end the process when it writes to the array. Of a file that found no place
+    nothing is left: the next start would take it for a whole one.
 
     Raises:
         OSError: when the disk is full or the folder cannot be written.
@@ -43,10 +47,23 @@ def fresh(path: Path, shape: Sequence[int], dtype: npt.DTypeLike, *, fortran_ord
     array: npt.NDArray[Any] = np.lib.format.open_memmap(
         path, mode="w+", dtype=np.dtype(dtype), shape=tuple(shape), fortran_order=fortran_order
     )
+    try:
+        _take_place(path)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return array
+
+
+def _take_place(path: Path) -> None:
+    """Takes the place of a file on the disk, where the file system can do that."""
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
 
 
 def store(array: npt.NDArray[Any]) -> None:

@@ -130,6 +130,44 @@ def test_a_killed_case_goes_on_in_the_middle(predictor, tmp_path: Path, monkeypa
     assert _done(predictor, case, tmp_path / "third", tmp_path / "kept", sha256="b")["windows"] == usual["windows"]
 
 
+def test_a_killed_case_goes_on_along_the_axis_on_which_it_began(predictor, tmp_path: Path, monkeypatch) -> None:
+    """With less memory another one would be chosen, whose rows are not those that are final."""
+    case = _case(tmp_path / "in", picture((96, 160))[0], "YX", tile=(32, 32))
+    usual = _done(predictor, case, tmp_path / "usual", None)
+    _kill(monkeypatch, 3)
+    with pytest.raises(_KilledError):
+        _done(predictor, case, tmp_path / "first", tmp_path / "kept")
+    monkeypatch.undo()
+    monkeypatch.setattr("unet_med.inference.predictor._HELD_BYTES", 0)
+    found = _done(predictor, case, tmp_path / "second", tmp_path / "kept")
+    assert 0 < found["windows"] < usual["windows"]
+    _done(predictor, case, tmp_path / "anew", tmp_path / "other")
+    axes = [json.loads((tmp_path / place / "progress.json").read_text())["along"] for place in ("kept", "other")]
+    assert axes == [1, 0]
+    masks = [tifffile.imread(tmp_path / place / "slide.tif") for place in ("usual", "second")]
+    assert np.array_equal(*masks)
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance"])
+def test_a_case_killed_while_it_is_written_is_not_predicted_again(tiny_bundle, tmp_path, monkeypatch, task) -> None:
+    predictor = Predictor([load_bundle(tiny_bundle(dims=2, task=task))], "cpu")
+    case = _case(tmp_path / "in", picture((48, 64))[0], "YX")
+    usual = _done(predictor, case, tmp_path / "usual", None)
+
+    def killed(*_: Any) -> None:
+        raise _KilledError
+
+    monkeypatch.setattr("unet_med.inference.casework._close", killed)
+    with pytest.raises(_KilledError):
+        _done(predictor, case, tmp_path / "first", tmp_path / "kept")
+    monkeypatch.undo()
+    found = _done(predictor, case, tmp_path / "second", tmp_path / "kept")
+    assert found["status"] == "done" and (found["windows"], usual["windows"] > 0) == (0, True)
+    assert found["outputs"] == usual["outputs"] and found["volumes"] == usual["volumes"]
+    masks = [tifffile.imread(tmp_path / place / "slide.tif") for place in ("usual", "second")]
+    assert np.array_equal(*masks)
+
+
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_objects_of_a_large_case_are_the_same(tiny_bundle, tmp_path: Path, monkeypatch, is_killed: bool) -> None:
     """Their maps are kept in files, and so are their numbers."""

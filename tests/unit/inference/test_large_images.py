@@ -80,6 +80,6 @@ def test_an_interrupted_prediction_goes_on_in_the_middle(tiny_bundle, stops_afte
         predictor.predict(volume, out=labels, progress=progress)
     assert (labels[:, progress.done :] == 255).all()
     assert np.array_equal(labels[:, : progress.done], expected.labels[:, : progress.done])
-    rest = predictor.predict(volume, out=labels, progress=RowProgress(progress.done))
+    rest = predictor.predict(volume, out=labels, progress=RowProgress(progress.done, progress.along))
     assert np.array_equal(labels, expected.labels)
     assert rest.windows < expected.windows * (1.4 - stops_after)

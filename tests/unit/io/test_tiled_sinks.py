@@ -170,13 +170,25 @@ def test_a_mask_in_a_file_is_gone_on_with(tmp_path: Path) -> None:
     assert np.array_equal(tifffile.imread(second.close()[0]).T, second.labels_of())
 
 
-def test_a_full_disk_is_known_before_anything_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+def _takes_no_place(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, "no place")
 
-    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
-    with pytest.raises(MachineError, match="disk full"):
-        mapped(tmp_path / "a.npy", (300, 50), "uint16")
+    monkeypatch.setattr("os.posix_fallocate", refuse, raising=False)
+
+
+def test_a_full_disk_is_known_before_anything_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _takes_no_place(monkeypatch, errno.ENOSPC)
+    for _ in range(2):  # the second start finds no file that it would take for a whole one
+        with pytest.raises(MachineError, match="disk full"):
+            mapped(tmp_path / "a.npy", (300, 50), "uint16")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_takes_no_place_at_once_is_used_all_the_same(tmp_path: Path, monkeypatch, code: int) -> None:
+    _takes_no_place(monkeypatch, code)
+    assert not mapped(tmp_path / "a.npy", (300, 50), "uint16").any()
 
 
 def test_a_mapped_array_keeps_what_memory_lets_go(tmp_path: Path) -> None:
