@@ -115,9 +115,9 @@ class CaseWork:
         self._assessment: Assessment | None = None
         self._made: dict[str, Any] = {}
         self._maps: list[Path] = []
+        self._kept_maps: list[tuple[Path, Path]] = []
 
     @property
-        self._kept_maps: list[tuple[Path, Path]] = []
     def image_bytes(self) -> int:
         """Memory of one frame of the image and its labels."""
         return self._size.image_bytes
@@ -342,6 +342,9 @@ class CaseWork:
             self._made |= self._counted()
         if self.job.preview:
             files.append(_write_preview(self.job, self._shown, self.job.export.labels or labels))
+        for here, there in self._kept_maps:  # last of all: who is interrupted before need not predict them again
+            there.parent.mkdir(parents=True, exist_ok=True)
+            here.replace(there)
         self._made["outputs"] = [path.relative_to(self.job.folder).as_posix() for path in (*files, *self._maps)]
 
     def _write_tables(self) -> list[Path]:
@@ -353,9 +356,6 @@ class CaseWork:
         if isinstance(self._sink, TiffMaskSink | VolumeMaskSink):
             self._sink.describe(table)
         try:
-        for here, there in self._kept_maps:  # last of all: who is interrupted before need not predict them again
-            there.parent.mkdir(parents=True, exist_ok=True)
-            here.replace(there)
             return write_tables(table, self.job.folder, self.job.name)
         except MachineError as error:
             raise OutputError(error.what, error.where, error.remedy) from error

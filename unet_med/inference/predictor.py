@@ -279,13 +279,13 @@ class Predictor:
 
     def _attempt(self, prepared: Sequence[Prepared], settings: Sequence[Setting], outputs: Outputs) -> list[ModelRows]:
         evidence = outputs.evidence
+        begun = outputs.progress if evidence is None else None
+        along = self._direction(prepared, settings) if begun is None or begun.along is None else begun.along
         if evidence is not None:
             evidence.begin(along, len(self._models))
         streams = [
             ModelRows(
                 model,
-        begun = outputs.progress if evidence is None else None
-        along = self._direction(prepared, settings) if begun is None or begun.along is None else begun.along
                 one,
                 setting,
                 along,
