@@ -33,6 +33,11 @@ class UnetMedError(Exception):
         self.where = where
         self.remedy = remedy
 
+    @property
+    def reason(self) -> str:
+        """What happened and what to do; not where, for reports that name the case anyway."""
+        return f"{self.what}: {self.remedy}" if self.remedy else self.what
+
     def __str__(self) -> str:
         text = f"{self.what} ({self.where})" if self.where else self.what
         return f"{text}: {self.remedy}" if self.remedy else text

@@ -29,9 +29,8 @@ def refused_ref(
     path: Path, kind: str, error: InputRefusedError, *, axes: str = "", shape: Sequence[int] = ()
 ) -> SourceRef:
     """Returns the unusable source that stands for a file which is refused."""
-    reason = f"{error.what}: {error.remedy}" if error.remedy else error.what
     return SourceRef(
-        provisional_id(path), kind, (path,), axes, tuple(int(n) for n in shape), None, usable=False, reason=reason
+        provisional_id(path), kind, (path,), axes, tuple(int(n) for n in shape), None, usable=False, reason=error.reason
     )
 
 

@@ -10,7 +10,6 @@ its series on the grid of its own frames; the names of its labels are in the sid
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_med import __version__
-from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError, UsageError
-from unet_med.identity import case_tag
+from unet_med.errors import InputRefusedError, NothingUsableError
 from unet_med.inference.peak import peak_mb, reset_peak
 from unet_med.io.atomic import write_json
 from unet_med.io.dicom.annotations import AnnotationSource, image_of, open_label, values_of
@@ -28,17 +26,15 @@ from unet_med.io.sinks import RESEARCH_ONLY, open_mask_sink, write_image
 from unet_med.io.source import Discovery, IntakeOptions, SourceRef
 from unet_med.labels import Label, LabelMap, label_colour
 from unet_med.volume import ImageSource
+from unet_med.workflows.attempt import attempted, check_places, exit_code
 from unet_med.workflows.journal import Claim, Journal, folder_key, input_state, open_job
-from unet_med.workflows.outcome import DONE, NOTHING_USABLE, SOME_REFUSED, Outcome
+from unet_med.workflows.outcome import Outcome
 from unet_med.workflows.progress import track
-
-logger = logging.getLogger(__name__)
 
 REPORT = "report.json"
 _RESERVED = ("report", "journal")
 _PUBLIC = ("id", "status", "reason", "outputs", "seconds", "peak_memory_mb", "checks", "notes")
 _POLL_SECONDS = 0.5
-_FAULTS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError)
 _SHOWN = 20
 
 
@@ -64,7 +60,7 @@ def convert(
         NothingUsableError: No image can be used.
         MachineError: The disk is full or memory ran out; what was finished is kept.
     """
-    _check_places(folder, out)
+    check_places(folder, "FOLDER", out)
     discovery = discover(folder, intake, track)
     work = _jobs(discovery)
     if not work:
@@ -78,8 +74,7 @@ def convert(
         journal.release_all()
         report = _write_report(journal, discovery)
     states = [entry["status"] for entry in report["cases"]]
-    code = DONE if all(state == "done" for state in states) else SOME_REFUSED if "done" in states else NOTHING_USABLE
-    return Outcome(report, _lines(report, out, before), code)
+    return Outcome(report, _lines(report, out, before), exit_code(states))
 
 
 @dataclass(frozen=True)
@@ -148,11 +143,9 @@ def _attempt(journal: Journal, job: _Job) -> bool:
 def _convert_one(job: _Job, claim: Claim) -> dict[str, Any]:
     """Returns the record of one source; what is wrong with it alone is in the record."""
     source = job.source
-    started = time.perf_counter()
     reset_peak()
-    record: dict[str, Any] = {"id": source.id, "status": "done", "reason": None, "outputs": [], "checks": {}}
     notes = list(source.notes)
-    try:
+    with attempted(source.id, "converted") as record:
         record["input"] = input_state(job.files)
         opened = job.open()
         provenance = _provenance(source, record["input"]["sha256"], notes)
@@ -165,22 +158,7 @@ def _convert_one(job: _Job, claim: Claim) -> dict[str, Any]:
             files, record["checks"] = write_image(opened, target, provenance)
         record["outputs"] = [path.name for path in files]
         notes = list(getattr(opened, "notes", notes))  # a DICOM series knows its share of padding only now
-    except MachineError:
-        raise
-    except MemoryError as error:
-        raise MachineError(
-            "out of memory", source.id, "use a machine with more memory; finished images are kept"
-        ) from error
-    except UnetMedError as error:
-        record |= {"status": "refused", "reason": f"{error.what}: {error.remedy}" if error.remedy else error.what}
-    except _FAULTS as error:  # one broken image must not stop the others
-        logger.warning("%s could not be converted (%s)", case_tag(source.id), type(error).__name__)
-        record |= {"status": "failed", "reason": f"an unexpected {type(error).__name__}; please report it"}
-    return record | {
-        "seconds": round(time.perf_counter() - started, 3),
-        "peak_memory_mb": peak_mb(),
-        "notes": notes,
-    }
+    return record | {"peak_memory_mb": peak_mb(), "notes": notes}
 
 
 def _write_labels(source: AnnotationSource, target: Path, provenance: dict[str, Any]) -> tuple[list[Path], Any]:
@@ -269,15 +247,6 @@ def _lines(report: Mapping[str, Any], out: Path, before: set[str]) -> list[str]:
     if len(troubled) > _SHOWN:
         lines.append(f"... and {len(troubled) - _SHOWN} more in {REPORT}")
     return [*lines, f"images and {REPORT}: {out}"]
-
-
-def _check_places(folder: Path, out: Path) -> None:
-    if not folder.exists():
-        raise UsageError("the input does not exist", "FOLDER", "give a folder or a file")
-    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(
-            "the output folder is the input folder or lies in it", "OUT", "give an output folder outside of the input"
-        )
 
 
 def _nothing_usable(discovery: Discovery) -> NothingUsableError:

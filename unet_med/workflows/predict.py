@@ -21,13 +21,12 @@ from unet_med.io.export.formats import FORMATS, parse_formats
 from unet_med.io.export.mask import ExportOptions, SegType
 from unet_med.io.grouping import group_cases
 from unet_med.io.source import IntakeOptions, SourceRef
+from unet_med.workflows.attempt import check_places
 from unet_med.workflows.casefolder import REPORT, CaseFolder, refused_entry, starved
 from unet_med.workflows.journal import JOURNAL, file_key, folder_key, open_job
+from unet_med.workflows.objects import job_of_objects
 from unet_med.workflows.outcome import DONE, MACHINE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
-
-OBJECTS = "objects"
-"""Of a job: what has to be known of its model to cut objects out again."""
 
 _SHOWN = 20
 
@@ -80,7 +79,7 @@ def predict(
     """
     parse_formats(formats)
     share = _share(part)
-    _check_places(input, out)
+    check_places(input, "INPUT", out)
     models = [read_bundle_info(name) for name in (model, *also)]
     export = export_options(models[0].labels, formats, seg_type, labels, deidentify)
     worker = Worker(_setup(models, tta, device, memory_gb))
@@ -204,10 +203,7 @@ def _setup(models: Sequence[BundleInfo], tta: bool, device: str, memory_gb: floa
 
 def _job(models: Sequence[BundleInfo], options: Mapping[str, Any]) -> dict[str, Any]:
     job = {"command": "predict", "model_sha256": [info.sha256 for info in models], "options": dict(options)}
-    if models[0].labels.objects:
-        config = models[0].config.model_dump(mode="json")
-        job[OBJECTS] = {key: config[key] for key in ("task", "labels", "channels", "instances")}
-    return job
+    return job | job_of_objects(models[0])
 
 
 def _asked(export: ExportOptions, labels: Path | None) -> dict[str, Any]:
@@ -218,15 +214,6 @@ def _asked(export: ExportOptions, labels: Path | None) -> dict[str, Any]:
         "deidentify": export.deidentify,
         "labels_sha256": None if labels is None else file_key(labels),
     }
-
-
-def _check_places(source: Path, out: Path) -> None:
-    if not source.exists():
-        raise UsageError("the input does not exist", "INPUT", "give a folder or a file")
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise UsageError(
-            "the output folder is the input folder or lies in it", "OUT", "give an output folder outside of the input"
-        )
 
 
 def _check_formats(cases: Sequence[Case], export: ExportOptions) -> None:

@@ -258,9 +258,9 @@ class _Desk:
         except NothingUsableError as error:
             return _record(arrived.key, "refused", error.what), NOTHING_USABLE
         except InputRefusedError as error:
-            return _record(arrived.key, "refused", f"{error.what}: {error.remedy}"), NOTHING_USABLE
+            return _record(arrived.key, "refused", error.reason), NOTHING_USABLE
         except MachineError as error:
-            return _record(arrived.key, "failed", f"{error.what}: {error.remedy}"), MACHINE
+            return _record(arrived.key, "failed", error.reason), MACHINE
         except UnetMedError:
             raise  # the model or the options are at fault, so every series would fail
         except Exception as error:

@@ -7,9 +7,7 @@ animated PNG. Of several movies each has a folder of its own below ``OUT``.
 
 from __future__ import annotations
 
-import logging
 import re
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,9 +19,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from unet_med import __version__
-from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError, UsageError
+from unet_med.errors import InputRefusedError, NothingUsableError
 from unet_med.geometry import Geometry
-from unet_med.identity import case_tag, safe_name, stem_of, unique_ids
+from unet_med.identity import safe_name, stem_of, unique_ids
 from unet_med.instances.linking import Linker, Linking, LinkSettings
 from unet_med.instances.track_pictures import Picture, TrackPainter, grey_window, montage
 from unet_med.instances.track_tables import place_table, track_table
@@ -34,15 +32,13 @@ from unet_med.io.objects.table import write_table
 from unet_med.io.sinks import RESEARCH_ONLY
 from unet_med.io.source import Discovery, IntakeOptions, SourceRef
 from unet_med.io.tracks import RESULT_TABLE, write_tracked
+from unet_med.workflows.attempt import attempted, check_places, exit_code
 from unet_med.workflows.journal import Claim, Journal, folder_key, input_state, open_job
-from unet_med.workflows.outcome import DONE, NOTHING_USABLE, SOME_REFUSED, Outcome
+from unet_med.workflows.outcome import Outcome
 from unet_med.workflows.progress import track as shown
-
-logger = logging.getLogger(__name__)
 
 REPORT = "report.json"
 _PICTURES = ("png", "jpeg")
-_FAULTS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError)
 _LONGEST = 512
 _MOST_PICTURES = 120
 _IN_MONTAGE = 12
@@ -79,7 +75,7 @@ def track(
         NothingUsableError: There is no movie.
         MachineError: The disk is full or memory ran out; what was finished is kept.
     """
-    _check_places(masks, out)
+    check_places(masks, "MASKS", out)
     discovery = discover(masks, intake, shown)
     movies = _movies(discovery, masks)
     if not movies:
@@ -96,8 +92,7 @@ def track(
         journal.release_all()
     report = _report(journal, discovery)
     states = [entry["status"] for entry in report["cases"]]
-    code = DONE if all(state == "done" for state in states) else SOME_REFUSED if "done" in states else NOTHING_USABLE
-    return Outcome(report, _lines(report, out), code)
+    return Outcome(report, _lines(report, out), exit_code(states))
 
 
 # ---- movies ----------------------------------------------------------------------------------------------------------
@@ -197,24 +192,11 @@ def _track_one(
     movie: _Movie, image: _Movie | None, settings: LinkSettings, claim: Claim, folder: str
 ) -> dict[str, Any]:
     """Returns the record of one movie; what is wrong with it alone is in the record."""
-    started = time.perf_counter()
-    record: dict[str, Any] = {"id": movie.id, "status": "done", "reason": None, "outputs": [], "checks": {}}
-    try:
+    with attempted(movie.id, "tracked") as record:
         files, summary = _tracked(movie, image, settings, claim.staging / folder)
         record |= summary
         record["outputs"] = [file.relative_to(claim.staging).as_posix() for file in files]
-    except MachineError:
-        raise
-    except MemoryError as error:
-        raise MachineError(
-            "out of memory", movie.id, "use a machine with more memory; finished movies are kept"
-        ) from error
-    except UnetMedError as error:
-        record |= {"status": "refused", "reason": f"{error.what}: {error.remedy}" if error.remedy else error.what}
-    except _FAULTS as error:  # one broken movie must not stop the others
-        logger.warning("%s could not be tracked (%s)", case_tag(movie.id), type(error).__name__)
-        record |= {"status": "failed", "reason": f"an unexpected {type(error).__name__}; please report it"}
-    return record | {"seconds": round(time.perf_counter() - started, 3)}
+    return record
 
 
 def _tracked(
@@ -345,13 +327,6 @@ def _lines(report: Mapping[str, Any], out: Path) -> list[str]:
         )
         lines += [f"note: {note}" for note in entry["notes"]]
     return [*lines, f"masks, {RESULT_TABLE}, tables and pictures: {out}"]
-
-
-def _check_places(masks: Path, out: Path) -> None:
-    if masks.is_dir() and out.resolve().is_relative_to(masks.resolve()):
-        raise UsageError(
-            "the output folder is the input folder or lies in it", "OUT", "give an output folder outside of the input"
-        )
 
 
 def _nothing_usable(discovery: Discovery) -> NothingUsableError:

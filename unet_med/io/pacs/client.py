@@ -130,12 +130,12 @@ def _deliver(connection: Connection, one: DicomObject, state: _State, wait_secon
             connection.close()
             if not lost.reached and not state.began:
                 raise lost.error from lost
-            reason, reached = _reason(lost.error), lost.reached
+            reason, reached = lost.error.reason, lost.reached
             continue
         except UnetMedError as error:
             if not state.began:
                 raise
-            state.given_up = _reason(error)
+            state.given_up = error.reason
             return Receipt(one.id, "failed", state.given_up)
         state.began, state.broken = True, 0
         return receipt
@@ -143,7 +143,3 @@ def _deliver(connection: Connection, one: DicomObject, state: _State, wait_secon
     if not reached or state.broken == _BROKEN_OBJECTS:
         state.given_up = reason
     return Receipt(one.id, "failed", reason)
-
-
-def _reason(error: UnetMedError) -> str:
-    return f"{error.what}: {error.remedy}" if error.remedy else error.what
