@@ -24,9 +24,11 @@ from unet_med.io.source import IntakeOptions, SourceRef
 from unet_med.workflows.attempt import check_places
 from unet_med.workflows.casefolder import REPORT, CaseFolder, refused_entry, starved
 from unet_med.workflows.journal import JOURNAL, file_key, folder_key, open_job
-from unet_med.workflows.objects import job_of_objects
 from unet_med.workflows.outcome import DONE, MACHINE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
+
+OBJECTS = "objects"
+"""Of a job: what has to be known of its model to cut objects out again."""
 
 _SHOWN = 20
 
@@ -204,6 +206,19 @@ def _setup(models: Sequence[BundleInfo], tta: bool, device: str, memory_gb: floa
 def _job(models: Sequence[BundleInfo], options: Mapping[str, Any]) -> dict[str, Any]:
     job = {"command": "predict", "model_sha256": [info.sha256 for info in models], "options": dict(options)}
     return job | job_of_objects(models[0])
+
+
+def job_of_objects(info: BundleInfo, *also: str) -> dict[str, Any]:
+    """Returns what a job keeps of a model of objects under :data:`OBJECTS`; nothing of another model.
+
+    Args:
+        info: The model.
+        also: Further keys of its pipeline.
+    """
+    if not info.labels.objects:
+        return {}
+    config = info.config.model_dump(mode="json")
+    return {OBJECTS: {key: config[key] for key in ("task", "labels", "channels", "instances", *also)}}
 
 
 def _asked(export: ExportOptions, labels: Path | None) -> dict[str, Any]:
