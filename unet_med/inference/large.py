@@ -28,7 +28,8 @@ from unet_med.volume import LazyArray, MaskSink, Region, Volume, slabs
 
 _STATE = "progress.json"
 _ALL = 2**62
-_PREVIEW_SIDE = 2048
+PREVIEW_SIDE = 2048
+"""Voxels of an image's longest side that :func:`thinned` keeps at most."""
 _ROWS = 512
 
 
@@ -149,7 +150,7 @@ def thinned(image: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
         image: (C, *s) or (*s), perhaps not in memory.
         shape: *s.
     """
-    step = -(-max(shape) // _PREVIEW_SIDE)
+    step = -(-max(shape) // PREVIEW_SIDE)
     index: tuple[Any, ...] = (..., *(slice(None, None, step) for _ in shape))
     lazy: object = image
     if not isinstance(lazy, LazyArray):
