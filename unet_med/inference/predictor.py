@@ -127,6 +127,11 @@ class Predictor:
         return self._models[0].bundle.channels
 
     @property
+    def models(self) -> tuple[LoadedModel, ...]:
+        """The models, ready to compute."""
+        return tuple(self._models)
+
+    @property
     def objects(self) -> Instances | None:
         """How objects are cut out of its maps; ``None``: its labels are no classes of objects."""
         return self._models[0].bundle.config.instances if self.labels.objects else None

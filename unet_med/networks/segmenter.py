@@ -45,6 +45,19 @@ class Segmenter(nn.Module):
         """
 
     @property
+    @abstractmethod
+    def deepest(self) -> nn.Module:
+        """The module whose features stand for the most of the image: the bottleneck, of a stack its last block.
+
+        Its grid is coarser than the image by :attr:`deepest_strides`, and covers its middle where context is lost.
+        """
+
+    @property
+    @abstractmethod
+    def deepest_strides(self) -> tuple[int, ...]:
+        """Voxels of the image along each axis for one voxel of :attr:`deepest`."""
+
+    @property
     def head(self) -> nn.Module:
         """The 1x1 convolution from the features of the finest level to the logits."""
         return self.heads[0]

@@ -50,6 +50,16 @@ class Stack(Segmenter):
         if not self.heads[0].weight.is_meta:
             self._initialise()
 
+    @property
+    def deepest(self) -> nn.Module:
+        """The last block: nothing is pooled."""
+        return self.blocks[-1]
+
+    @property
+    def deepest_strides(self) -> tuple[int, ...]:
+        """1 along each axis."""
+        return (1,) * self.layout.dims
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, *patch + 2 * context) to logits (N, outputs, *patch).
 

@@ -60,6 +60,16 @@ class UNet(Segmenter):
         if not self.heads[0].weight.is_meta:
             self._initialise()
 
+    @property
+    def deepest(self) -> nn.Module:
+        """The last level of the encoder."""
+        return self.encoder[-1]
+
+    @property
+    def deepest_strides(self) -> tuple[int, ...]:
+        """The product of all strides."""
+        return self.layout.total_strides()
+
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Maps (N, C, *patch + 2 * context) to logits (N, outputs, *patch).
 
