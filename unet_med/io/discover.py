@@ -71,7 +71,7 @@ def discover(
         progress: Wraps the loop over the files, for example :func:`unet_med.workflows.progress.track`.
 
     Returns:
-        DICOM sources by series number, then the others by path; annotations apart. Ids are unique.
+        DICOM sources by series number, then the others by path; annotations and outlines apart. Ids are unique.
 
     Raises:
         UsageError: There is no such folder, or ``options.series`` matches nothing.
@@ -211,6 +211,7 @@ class _Search:
         self.skipped: Counter[tuple[str, str]] = Counter()
         self._dicom: list[Any] = []
         self._images: list[SourceRef] = []
+        self._outlines: list[SourceRef] = []
         self._unknown: list[Path] = []
         self._folders: set[tuple[int, int]] = set()
 
@@ -257,6 +258,10 @@ class _Search:
             if not found:
                 self.skipped["parts of an image of several files", "are read with its first file"] += 1
             return
+        outlines = _outlines(path)
+        if outlines is not None:
+            self._outlines.append(outlines)
+            return
         suffix = path.suffix.lower()
         why = "are no images" if suffix in _NO_IMAGES else "are archives: unpack them" if suffix in _ARCHIVES else ""
         if why and not _is_dicom(path):
@@ -289,12 +294,17 @@ class _Search:
                 skipped["data files", "are read with their header file"] += 1
             else:
                 skipped["other files", "are in no format that is read"] += 1
-        names = unique_ids([source.id for source in [*sources, *annotations]])
-        named = [replace(source, id=name) for source, name in zip([*sources, *annotations], names, strict=True)]
+        every = [*sources, *annotations, *self._outlines]
+        named = [
+            replace(source, id=name)
+            for source, name in zip(every, unique_ids([source.id for source in every]), strict=True)
+        ]
+        drawn = len(sources) + len(annotations)
         return Discovery(
             tuple(named[: len(sources)]),
             tuple(Skipped(what, count, reason) for (what, reason), count in sorted(skipped.items())),
-            tuple(named[len(sources) :]),
+            tuple(named[len(sources) : drawn]),
+            tuple(named[drawn:]),
         )
 
 
@@ -321,6 +331,20 @@ def _is_dicom(path: Path) -> bool:
     except OSError:
         return False
     return start[128:] == b"DICM" and not start.startswith(_TIFF_STARTS)
+
+
+def _outlines(path: Path) -> SourceRef | None:
+    """Returns the label that a file of outlines is; ``None`` for all other files, and damaged ones."""
+    from unet_med.io.object_truth import object_ref
+    from unet_med.io.objects.reading import OUTLINE_ENDINGS, outline_kind
+
+    if not path.name.lower().endswith(OUTLINE_ENDINGS) or _is_dicom(path):
+        return None
+    try:
+        kind = outline_kind(path)
+    except MachineError:  # larger than memory
+        return None
+    return None if kind is None else object_ref(kind, path)
 
 
 def _inspect(path: Path, kind: str, options: IntakeOptions) -> list[SourceRef]:
@@ -380,4 +404,5 @@ def _chosen(found: Discovery, options: IntakeOptions) -> Discovery:
         )
     left = len(found.sources) - len(kept) + len(found.annotations) - len(truth)
     skipped = (Skipped("other sources", left, "not chosen by --series"),) if left else ()
-    return Discovery(kept, (*found.skipped, *skipped), truth)
+    outlines = tuple(one for one in found.outlines if one.id.startswith(options.series))
+    return Discovery(kept, (*found.skipped, *skipped), truth, outlines)

@@ -62,6 +62,7 @@ class SourceRef:
         reason: Why not, and what to do; empty when usable.
         notes: What was noticed while reading headers (duplicates dropped, MONOCHROME1 inverted, ...).
         modality: DICOM modality (CT, MR, PT, ...), if known.
+        body_part: What DICOM calls the part of the body that was examined (ABDOMEN, BRAIN, ...), if known.
         read_as: JSON-able record of the switches that decided how it is read; stored in the manifest.
         layout: For DICOM: how the stored slices make the grid, or what an annotation refers to. Holds UIDs: in memory
             only, never printed or stored.
@@ -83,6 +84,7 @@ class SourceRef:
     reason: str = ""
     notes: tuple[str, ...] = ()
     modality: str | None = None
+    body_part: str | None = None
     read_as: Mapping[str, Any] = field(default_factory=dict)
     layout: SliceLayout | Annotation | None = field(default=None, repr=False, compare=False)
 
@@ -105,11 +107,14 @@ class Discovery:
         skipped: What is neither image nor label.
         annotations: Truth in DICOM (SEG, RTSTRUCT), which refers to images; each :class:`SourceRef` has an
             :class:`~unet_med.io.dicom.slices.Annotation` as its layout.
+        outlines: Files of objects that somebody drew on pictures (ImageJ, QuPath, COCO); see
+            :mod:`unet_med.io.object_truth`.
     """
 
     sources: tuple[SourceRef, ...]
     skipped: tuple[Skipped, ...] = ()
     annotations: tuple[SourceRef, ...] = ()
+    outlines: tuple[SourceRef, ...] = ()
 
     @property
     def usable(self) -> tuple[SourceRef, ...]:

@@ -6,7 +6,7 @@ import fnmatch
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from unet_med.errors import InputRefusedError
 from unet_med.identity import safe_name, stem_of
 from unet_med.io.object_truth import MASK_FILES, coco_file, object_ref
+from unet_med.io.objects.coco import CocoFile
 from unet_med.io.objects.reading import OUTLINE_ENDINGS, outline_kind
 from unet_med.io.source import SourceRef
 from unet_med.manifest.pairing import Pair, Pairing
@@ -59,6 +60,24 @@ def pair_outlines(root: Path, pairing: Pairing, labels: str | None) -> Pairing:
     return Pairing(tuple(pairs), (*pairing.left_over, *left), (*pairing.notes, *_notes(pairs)))
 
 
+def pictures_of(outlines: SourceRef, images: Iterable[SourceRef]) -> list[SourceRef]:
+    """Returns the pictures that a file of outlines is about, as far as the names of files tell.
+
+    Args:
+        outlines: As discovered.
+        images: Pictures that may be meant; series of DICOM never are.
+    """
+    path, pictures = outlines.files[0], [image for image in images if image.kind != "dicom"]
+    if outlines.kind == "coco":
+        try:
+            file = coco_file(path)
+        except InputRefusedError:
+            return []
+        return [image for image in pictures if _lists(file, image)]
+    found = ([image for image in pictures if _stem(image) == name] for name in _names(path))
+    return next(filter(None, found), [])
+
+
 def _may_have_outlines(pair: Pair) -> bool:
     return pair.label is None and len(pair.images) == 1 and pair.images[0].kind != "dicom"
 
@@ -79,15 +98,19 @@ def _notes(pairs: Sequence[Pair]) -> list[str]:
 
 def _named(one: _Outlines, pairs: Sequence[Pair], places: Sequence[int]) -> tuple[list[int], str]:
     """Returns the picture of the name of a file of outlines, and why there is none."""
-    stem = stem_of(one.path)
-    inner = _PREFIX.sub("", _SUFFIX.sub("", stem))
-    for name in dict.fromkeys((stem, stem_of(Path(stem)), inner)):
+    for name in _names(one.path):
         found = _nearest([place for place in places if _stem(pairs[place].images[0]) == name], one, pairs)
         if len(found) > 1:
             return [], f"{len(found)} pictures have the name of these outlines"
         if found:
             return found, ""
     return [], "outlines without a picture of the same name, or one that has a label"
+
+
+def _names(path: Path) -> list[str]:
+    """Returns the names, without ending, of the pictures that a file of outlines may be of, the likeliest first."""
+    stem = stem_of(path)
+    return list(dict.fromkeys((stem, stem_of(Path(stem)), _PREFIX.sub("", _SUFFIX.sub("", stem)))))
 
 
 def _nearest(found: Sequence[int], one: _Outlines, pairs: Sequence[Pair]) -> list[int]:
@@ -107,12 +130,15 @@ def _listed(one: _Outlines, pairs: Sequence[Pair], places: Sequence[int]) -> tup
         file = coco_file(one.path)
     except InputRefusedError as error:
         return [], str(error)
-    found = []
-    for place in places:
-        with suppress(InputRefusedError):
-            file.picture(pairs[place].images[0].files[0].name)
-            found.append(place)
+    found = [place for place in places if _lists(file, pairs[place].images[0])]
     return found, "" if found else "the COCO file lists none of the pictures that have no label"
+
+
+def _lists(file: CocoFile, image: SourceRef) -> bool:
+    with suppress(InputRefusedError):
+        file.picture(image.files[0].name)
+        return True
+    return False
 
 
 def _stem(image: SourceRef) -> str:

@@ -16,8 +16,10 @@ from unet_med.io.channels import RGB
 from unet_med.io.dicom.annotations import belongs_to
 from unet_med.io.dicom.slices import Annotation, SliceLayout
 from unet_med.io.discover import discover
+from unet_med.io.object_truth import OBJECT_KINDS
 from unet_med.io.source import Discovery, IntakeOptions, SourceRef
 from unet_med.io.stack import grid_of
+from unet_med.manifest.outlines import pictures_of
 from unet_med.workflows.outcome import DONE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 
@@ -111,7 +113,7 @@ def check_place(folder: Path, file: Path, option: str) -> None:
 def _result(found: Discovery) -> dict[str, Any]:
     return {
         "sources": [_entry(ref) for ref in found.sources],
-        "annotations": [_annotation(ref, found.sources) for ref in found.annotations],
+        "annotations": [_annotation(ref, found.sources) for ref in _truth(found)],
         "skipped": [{"what": one.what, "count": one.count, "reason": one.reason} for one in found.skipped],
         "summary": _summary(found),
     }
@@ -147,6 +149,8 @@ def _entry(ref: SourceRef) -> dict[str, Any]:
 
 def _annotation(ref: SourceRef, sources: Sequence[SourceRef]) -> dict[str, Any]:
     layout = ref.layout if isinstance(ref.layout, Annotation) else Annotation(())
+    drawn = ref.kind in OBJECT_KINDS
+    images = pictures_of(ref, sources) if drawn else [source for source in sources if belongs_to(ref, source)]
     return {
         "id": ref.id,
         "kind": ref.kind,
@@ -154,7 +158,7 @@ def _annotation(ref: SourceRef, sources: Sequence[SourceRef]) -> dict[str, Any]:
         "reason": ref.reason,
         "notes": list(ref.notes),
         "segments": [{"number": one.number, "name": one.name, "code": one.code} for one in layout.segments],
-        "refers_to": [source.id for source in sources if belongs_to(ref, source)],
+        "refers_to": [source.id for source in images],
     }
 
 
@@ -174,7 +178,7 @@ def _summary(found: Discovery) -> dict[str, Any]:
         "sources": len(found.sources),
         "usable": len(found.usable),
         "refused": len(found.sources) - len(found.usable),
-        "annotations": len(found.annotations),
+        "annotations": len(_truth(found)),
         "skipped": sum(one.count for one in found.skipped),
         "kinds": dict(sorted(Counter(ref.kind for ref in _every(found)).items())),
         "modalities": dict(sorted(Counter(ref.modality for ref in found.sources if ref.modality).items())),
@@ -240,7 +244,7 @@ _PLAIN_AXES = ("", "IJ", "IJK", "YX")
 
 def _lines(found: Discovery, result: Mapping[str, Any]) -> list[str]:
     lines = _table([_HEAD, *map(_row, found.sources)]) if found.sources else []
-    if found.annotations:
+    if _truth(found):
         lines += ["", *_table([_HEAD_OF_TRUTH, *map(_truth_row, result["annotations"])])]
     if lines:
         lines.append("")
@@ -253,7 +257,7 @@ def _lines(found: Discovery, result: Mapping[str, Any]) -> list[str]:
         lines += _wrapped(f"skipped {one['count']} x {one['what']}: {one['reason']}")
     if summary["findings"]:
         lines += _wrapped("found: " + ", ".join(f"{word} ({count})" for word, count in summary["findings"].items()))
-    truth = f"{summary['annotations']} labels in DICOM, " if found.annotations else ""
+    truth = f"{summary['annotations']} annotations, " if _truth(found) else ""
     lines.append(f"{summary['usable']} usable, {summary['refused']} refused, {truth}{summary['skipped']} skipped")
     return lines
 
@@ -267,7 +271,11 @@ def facts(ref: SourceRef) -> list[str]:
 
 
 def _every(found: Discovery) -> tuple[SourceRef, ...]:
-    return (*found.sources, *found.annotations)
+    return (*found.sources, *_truth(found))
+
+
+def _truth(found: Discovery) -> tuple[SourceRef, ...]:
+    return (*found.annotations, *found.outlines)
 
 
 def _grouped(what: str, texts: Sequence[tuple[str, str]]) -> list[str]:
@@ -306,10 +314,14 @@ def _truth_row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         entry["id"],
         entry["kind"],
-        ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""),
+        _some_names(names) or ("outlines of objects" if entry["kind"] in OBJECT_KINDS else ""),
         _some(entry["refers_to"]) or "-",
         "usable" if entry["usable"] else "refused",
     )
+
+
+def _some_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -41,6 +41,9 @@ _KINDS = {
     "jpeg": "JPEG",
     "dicom-seg": "DICOM SEG",
     "rtstruct": "RTSTRUCT",
+    "imagej-roi": "ImageJ outlines",
+    "geojson": "GeoJSON outlines",
+    "coco": "COCO objects",
 }
 _ORDER = tuple(_KINDS)
 _PLAIN_AXES = ("", "IJ", "IJK", "YX")
@@ -108,7 +111,7 @@ def _head(summary: Mapping[str, Any]) -> str:
     tiles = [
         ("usable", summary["usable"], "#usable", "good"),
         ("refused", summary["refused"], "#refused", "bad"),
-        ("labels in DICOM", summary["annotations"], "#labels", ""),
+        ("annotations", summary["annotations"], "#labels", ""),
         ("files skipped", summary["skipped"], "#skipped", ""),
     ]
     shown = "".join(
@@ -240,7 +243,7 @@ def _figure(picture: Thumbnail | str) -> str:
 def _annotations(annotations: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     if not annotations:
         return
-    yield '<section id="labels"><h2>Labels in DICOM</h2><div class="scroll"><table>'
+    yield '<section id="labels"><h2>Annotations</h2><div class="scroll"><table>'
     yield "<thead><tr><th>Label</th><th>Kind</th><th>Holds</th><th>Belongs to</th><th>State</th></tr></thead><tbody>"
     for one in annotations:
         names = [f"{part['number']} {part['name']}" for part in one["segments"]]
@@ -251,7 +254,7 @@ def _annotations(annotations: Sequence[Mapping[str, Any]]) -> Iterable[str]:
         yield (
             f"<tr{anchor}><td><code>{escape(one['id'])}</code></td><td>{escape(_KINDS[one['kind']])}</td>"
             f"<td>{escape(_some(names, 12)) or '-'}{notes}</td>"
-            f"<td>{'<br>'.join(targets) or 'no series that is here'}</td><td>{state}</td></tr>"
+            f"<td>{'<br>'.join(targets) or 'no image that is here'}</td><td>{state}</td></tr>"
         )
     yield "</tbody></table></div></section>"
 

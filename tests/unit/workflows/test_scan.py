@@ -11,6 +11,7 @@ import dicom_writer as w
 import numpy as np
 import pytest
 import tifffile
+from object_sets import BOXES, squares, write_coco, write_geojson, write_image, write_rois
 
 from unet_med import cli
 from unet_med.errors import NothingUsableError
@@ -149,3 +150,22 @@ def test_axes_units_channels_and_doubts_are_shown_back(tmp_path: Path) -> None:
     page = tmp_path.parent / "page.html"
     scan(tmp_path, html=page)
     assert "channels DAPI, GFP" in page.read_text(encoding="utf-8")
+
+
+def test_outlines_of_objects_are_told_with_their_pictures(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in ("a", "b", "c"):
+        write_image(folder, name, squares())
+    write_rois(folder / "a_rois.zip", BOXES)
+    write_geojson(folder / "b.geojson", BOXES)
+    write_coco(folder / "all.json", {"b.png": BOXES, "c.png": BOXES})
+    (folder / "report.json").write_text('{"tool": "unet-med"}', encoding="utf-8")
+    (folder / "damaged.geojson").write_text('{"type": "FeatureColl', encoding="utf-8")
+    outcome = scan(folder, html=tmp_path / "page.html")
+    assert outcome.exit_code == 0
+    told = {one["kind"]: one["refers_to"] for one in outcome.result["annotations"]}
+    assert told == {"imagej-roi": ["a"], "geojson": ["b"], "coco": ["b", "c"]}
+    assert {one["what"]: one["count"] for one in outcome.result["skipped"]} == {".json files": 1, "other files": 1}
+    assert any(line.startswith("a_rois") and "outlines of objects" in line for line in outcome.lines)
+    assert outcome.lines[-2] == "3 usable, 0 refused, 3 annotations, 2 skipped"
+    assert "COCO objects" in (tmp_path / "page.html").read_text(encoding="utf-8")
