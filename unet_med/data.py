@@ -49,7 +49,7 @@ class CachedCase:
     Attributes:
         id: Id of the case.
         folder: Holds image.npy (C, *s) float32, label.npy (*s), foreground.npy (n, 1 + d), done.json and perhaps
-            weight.npy or, of objects, border.npy and distance.npy.
+            weight.npy or, of objects, objects.npy, border.npy and distance.npy.
         shape: *s, the network grid.
         spacing_mm: Of the network grid; ``None`` when uncalibrated.
         prior_file: The mask that a cascade's first stage made of it, which depends on the fold; ``None``: no cascade.
@@ -68,6 +68,11 @@ class CachedCase:
     def label(self) -> npt.NDArray[np.integer[Any]]:
         """Returns (*s) uint8 or uint16, memory-mapped."""
         return np.asarray(np.load(self.folder / "label.npy", mmap_mode="r"))
+
+    def objects(self) -> npt.NDArray[np.integer[Any]] | None:
+        """Returns (*s) numbers of objects, memory-mapped; ``None`` where they are not told apart."""
+        path = self.folder / "objects.npy"
+        return np.asarray(np.load(path, mmap_mode="r")) if path.exists() else None
 
     def prior(self) -> npt.NDArray[np.integer[Any]] | None:
         """Returns (*s) label values that a cascade's first stage gave it, memory-mapped; ``None`` without a cascade."""
@@ -156,7 +161,7 @@ def _cache_key(case: ManifestCase, config: PipelineConfig, labels: LabelMap) -> 
     if case.case.classes is not None:
         recipe.append(sorted(case.case.classes.items()))
     if labels.objects:
-        recipe.append({"border_voxels": config.instances.border_voxels})
+        recipe.append({"border_voxels": config.instances.border_voxels, "objects": True})
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
@@ -173,7 +178,9 @@ def _prepare_case(
         weight = None
         if config.loss.kind == "border_cross_entropy":
             weight = border_weight_map(objects, config.loss.border_w0, config.loss.border_sigma_voxels)
-        told_apart = object_targets(objects, spacing, config.instances.border_voxels) if labels.objects else None
+        told_apart = None
+        if labels.objects:
+            told_apart = objects, object_targets(objects, spacing, config.instances.border_voxels)
         image = prepared.array if prepared.slowest is None else prepared
         write_case(folder, image, label, weight, spacing, labels.ignored, told_apart, _tint(volume, prepared))
     meta = json.loads((folder / "done.json").read_text(encoding="utf-8"))
@@ -246,7 +253,7 @@ def write_case(
     weight: npt.NDArray[np.float32] | None,
     spacing: tuple[float, ...] | None,
     ignored: int | None = None,
-    objects: ObjectTargets | None = None,
+    objects: tuple[npt.NDArray[np.integer[Any]], ObjectTargets] | None = None,
     tint: Tint | None = None,
 ) -> None:
     """Writes a prepared case, whole or not at all.
@@ -258,7 +265,7 @@ def write_case(
         weight: (*s) float32 or ``None``.
         spacing: mm along each axis, or ``None``.
         ignored: Value of voxels that nobody labelled.
-        objects: What is learnt of objects, where they are told apart.
+        objects: (*s) their numbers and what is learnt of them, where they are told apart.
         tint: Of a colour picture, to change the amount of its stains.
 
     Raises:
@@ -275,8 +282,10 @@ def write_case(
         if weight is not None:
             np.save(part / "weight.npy", weight.astype(np.float32))
         if objects is not None:
-            np.save(part / "border.npy", objects.border)
-            np.save(part / "distance.npy", objects.distance)
+            numbers, targets = objects
+            np.save(part / "objects.npy", numbers)
+            np.save(part / "border.npy", targets.border)
+            np.save(part / "distance.npy", targets.distance)
         values = np.unique(positions[:, 0]).tolist()
         meta = {"shape": list(label.shape), "spacing_mm": spacing, "labels": values}
         if tint is not None:

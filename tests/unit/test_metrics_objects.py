@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from unet_med.metrics import match_classes, match_objects, overlap_table, summarise_objects
+from unet_med.errors import InputRefusedError
+from unet_med.metrics import match_classes, match_objects, match_overlap, overlap_table, summarise_objects
 from unet_med.metrics.objects import assignment
 
 
@@ -111,14 +112,19 @@ def test_perfect_and_missing() -> None:
 def test_objects_of_another_class_are_not_found() -> None:
     label = np.repeat(np.arange(1, 5), 4)
     table = overlap_table(label + 10, label)
-    kinds = {1: 1, 2: 1, 3: 2, 4: 2}
-    said = {11: 1, 12: 2, 13: 2, 14: 3}
+    kinds = {1: "a", 2: "a", 3: "b", 4: "b"}
+    said = {11: "a", 12: "b", 13: "b", 14: "c"}
     by_class = match_classes(table, said, kinds)
     assert {kind: (m["n_mask"], m["n_label"], m["matched"]["0.50"]) for kind, m in by_class.items()} == {
-        1: (1, 2, 1),
-        2: (2, 2, 1),
-        3: (1, 0, 0),
+        "a": (1, 2, 1),
+        "b": (2, 2, 1),
+        "c": (1, 0, 0),
     }
+    scores = summarise_objects([match_overlap(table) | {"classes": by_class}])
+    assert scores["ap"]["0.50"] == 1.0
+    assert {kind: own["ap"]["0.50"] for kind, own in scores["classes"].items()} == {"a": 1 / 2, "b": 1 / 3, "c": 0.0}
+    with pytest.raises(InputRefusedError, match="1 objects have no class, the first is number 14"):
+        match_classes(table, {11: "a", 12: "b", 13: "b"}, kinds)
 
 
 def test_a_row_of_touching_objects_keeps_every_pair_apart() -> None:

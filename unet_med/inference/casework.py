@@ -370,7 +370,7 @@ class CaseWork:
             number = frame.number if len(self._frames) > 1 else None
             found["objects"] += [{"frame": number, **row} for row in rows]
             if frame.true_objects is not None:
-                found["instance"] = compare_objects(frame.objects.labels, frame.true_objects)
+                found["instance"] = compare_objects(frame.objects, frame.true_objects, self._predictor.labels)
         return found
 
     def _with_prediction(self, scores: dict[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from unet_med.inference.large import thinned
-from unet_med.inference.objects import IntArray, Truth
+from unet_med.inference.objects import Truth
 from unet_med.instances.decode import Objects
 from unet_med.instances.measure import measure_objects
 from unet_med.io.objects.table import ObjectTable, joined, write_table
@@ -59,6 +58,7 @@ def write_tables(table: ObjectTable, folder: Path, name: str) -> list[Path]:
 def picture_of(objects: Objects, volume: Volume, labels: LabelMap, truth: Truth | None = None) -> Picture:
     """Draws objects on their image, and the true ones beside them; of a large image every n-th voxel."""
     shape, known = volume.geometry.shape, None if truth is None else truth.objects
+    labels = replace(labels, ignored=None)  # an object may have this number
     return object_preview(
         thinned(volume.array, shape),
         thinned(objects.labels, shape),
@@ -66,12 +66,6 @@ def picture_of(objects: Objects, volume: Volume, labels: LabelMap, truth: Truth 
         labels,
         dict(enumerate(objects.classes.tolist(), start=1)),
         None if known is None else thinned(known, shape),
-        None if truth is None else _classes_of(truth.objects, truth.classes),
+        None if truth is None else truth.kinds(),
         volume.geometry.orientation,
     )
-
-
-def _classes_of(objects: IntArray, classes: IntArray) -> dict[int, int]:
-    """Returns the class of each object by a voxel of it."""
-    numbers, first = np.unique(objects, return_index=True)
-    return dict(zip(numbers.tolist(), classes.ravel()[first].tolist(), strict=True))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unet_med.data import read_target
+from unet_med.data import CachedCase, read_target
 from unet_med.errors import ModelError
 from unet_med.inference.maps_store import MapStore
 from unet_med.inference.predictor import Prediction, Predictor
@@ -22,7 +22,7 @@ from unet_med.instances.maps import ObjectMaps
 from unet_med.io.atomic import whole_file
 from unet_med.labels import LabelMap
 from unet_med.manifest import ManifestCase
-from unet_med.metrics import case_metrics, match_objects
+from unet_med.metrics import Overlap, case_metrics, match_classes, match_overlap, overlap_table
 from unet_med.volume import Volume
 
 IntArray = npt.NDArray[np.integer[Any]]
@@ -76,23 +76,39 @@ def class_map(objects: Objects, labels: LabelMap) -> npt.NDArray[np.uint8 | np.u
     return found
 
 
-def compare_objects(found: IntArray, truth: Truth) -> dict[str, Any]:
-    """Matches objects with true ones, see :func:`unet_med.metrics.match_objects`.
+def compare_objects(found: Objects, truth: Truth, labels: LabelMap) -> dict[str, Any]:
+    """Matches objects with true ones.
 
     Objects that lie mostly where nobody labelled are left out, and what others have of it.
 
     Args:
-        found: Numbers of objects that were found, 0 for background.
+        found: What was found.
         truth: What is true.
+        labels: The classes of objects.
+
+    Returns:
+        What :func:`unet_med.metrics.match_overlap` returns; where there are several classes, ``classes`` besides, the
+        same of the objects of each class among themselves.
     """
+    table = _overlap(found.labels, truth)
+    matched = match_overlap(table)
+    if len(labels.labels) == 1:
+        return matched
+    names = dict(enumerate(labels.names, start=1))
+    ours = {number: names[kind] for number, kind in enumerate(found.classes.tolist(), start=1)}
+    theirs = {number: names[kind] for number, kind in truth.kinds().items()}
+    return matched | {"classes": match_classes(table, ours, theirs)}
+
+
+def _overlap(found: IntArray, truth: Truth) -> Overlap:
     unknown = truth.unknown
     if unknown is None or not unknown.any():
-        return match_objects(found, truth.objects)
+        return overlap_table(found, truth.objects)
     inside = np.bincount(found[~unknown], minlength=int(found.max(initial=0)) + 1)
     outside = np.bincount(found[unknown], minlength=len(inside))
     kept = inside >= outside
     kept[0] = False
-    return match_objects(np.where(unknown | ~kept[found], 0, found), np.where(unknown, 0, truth.objects))
+    return overlap_table(np.where(unknown | ~kept[found], 0, found), truth.known)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,17 +135,41 @@ class Truth:
         objects = stored if unknown is None else np.where(unknown, 0, stored)
         return cls(objects, unknown, read_target(case, labels, stored), case.case.geometry.spacing_mm)
 
+    @classmethod
+    def prepared(cls, case: CachedCase, labels: LabelMap) -> Truth:
+        """Returns what is true of a prepared case, on the network's grid.
+
+        Raises:
+            ModelError: when it was prepared for a task that tells no objects apart.
+        """
+        objects, classes = case.objects(), case.label()
+        if objects is None:
+            raise ModelError("the case was prepared without its objects", case.id, "prepare it for task: instance")
+        return cls(objects, None if labels.ignored is None else classes == labels.ignored, classes, case.spacing_mm)
+
+    @property
+    def known(self) -> IntArray:
+        """(I, J[, K]) the objects, as far as somebody labelled."""
+        return self.objects if self.unknown is None else np.where(self.unknown, 0, self.objects)
+
+    def kinds(self) -> dict[int, int]:
+        """Returns the class of each object: that of most of its voxels."""
+        table = overlap_table(self.known, self.classes)
+        order = np.argsort(table.shared, kind="stable")  # of several entries a dictionary keeps the last
+        numbers, kinds = table.mask_ids[table.rows[order]], table.label_ids[table.columns[order]]
+        return dict(zip(numbers.tolist(), kinds.tolist(), strict=True))
+
 
 def score_objects(found: Objects, truth: Truth, labels: LabelMap) -> dict[str, Any]:
     """Compares objects with true ones.
 
     Returns:
         ``labels``, the scores of the classes of voxels (:func:`unet_med.metrics.case_metrics`), and ``instance``, the
-        matched objects (:func:`unet_med.metrics.match_objects`).
+        matched objects (:func:`compare_objects`).
     """
     return {
         "labels": dict(case_metrics(class_map(found, labels), truth.classes, truth.spacing_mm, labels)),
-        "instance": compare_objects(found.labels, truth),
+        "instance": compare_objects(found, truth, labels),
     }
 
 
@@ -147,13 +187,13 @@ class KnownMaps:
     maps: MapStore
     truth: Truth
 
-    def middle(self) -> tuple[ObjectMaps, IntArray, BoolArray | None]:
-        """Returns maps, true objects and where nobody labelled; of a large image its middle."""
+    def middle(self) -> tuple[ObjectMaps, IntArray, BoolArray | None, dict[int, int]]:
+        """Returns maps, true objects, where nobody labelled, and the objects' classes; of a large image its middle."""
         objects, unknown = self.truth.objects, self.truth.unknown
         share = min(1.0, _MOST_VOXELS / max(1, objects.size)) ** (1 / objects.ndim)
         sides = [max(1, int(size * share)) for size in objects.shape]
         part = tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(objects.shape, sides, strict=True))
-        return self.maps.read(part), objects[part], None if unknown is None else unknown[part]
+        return self.maps.read(part), objects[part], None if unknown is None else unknown[part], self.truth.kinds()
 
 
 class MapArchive:

@@ -3,12 +3,13 @@
 The landscape of an image is cut into basins once for each foreground threshold, and its basins are laid over the true
 objects once; joining basins to objects and removing small ones is then arithmetic on these tables, so that hundreds of
 settings are tried in seconds. Two objects match where their IoU is above 0.5; at most one of each can (Kirillov et al.,
-CVPR 2019), so that no assignment has to be solved.
+CVPR 2019), so that no assignment has to be solved. Where objects have classes, those of a pair must be the same: the
+objects of all classes are counted together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_med.config import Instances
-from unet_med.instances.basins import Relief, basins_of, foreground_of, grouped, landscape
+from unet_med.instances.basins import Basins, Relief, basins_of, foreground_of, grouped, landscape
 from unet_med.instances.maps import ObjectMaps
 
 IntArray = npt.NDArray[np.integer[Any]]
@@ -96,6 +97,26 @@ class _Table:
     counts: npt.NDArray[np.int64]
     true_sizes: npt.NDArray[np.int64]
     left_out: npt.NDArray[np.int64]
+    kinds: _Kinds | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Kinds:
+    """Of what class basins and true objects are.
+
+    Attributes:
+        weights: (classes, basins) sum of the probability of each class over the voxels of each basin.
+        true: (true objects,) from 0.
+    """
+
+    weights: npt.NDArray[np.float64]
+    true: npt.NDArray[np.int64]
+
+    def agree(self, groups: IntArray, owner: IntArray, truth: IntArray) -> BoolArray:
+        """Returns whether the objects ``owner`` of basins joined to ``groups`` are of the class of ``truth``."""
+        sums = np.stack([np.bincount(groups + 1, row, len(groups) + 1)[1:] for row in self.weights])
+        same: BoolArray = sums.argmax(axis=0)[owner] == self.true[truth]
+        return same
 
 
 class ObjectTuner:
@@ -115,16 +136,25 @@ class ObjectTuner:
         self._images: list[list[_Table]] = []
         self._groups: list[int] = []
 
-    def add(self, maps: ObjectMaps, truth: IntArray, unknown: BoolArray | None = None, group: int = 0) -> None:
+    def add(
+        self,
+        maps: ObjectMaps,
+        truth: IntArray,
+        unknown: BoolArray | None = None,
+        kinds: Mapping[int, int] | None = None,
+        group: int = 0,
+    ) -> None:
         """Takes an image; its maps are not kept.
 
         Args:
             maps: What a network says that had not seen it.
             truth: True objects: 0 for background, else any numbers.
             unknown: Where nobody labelled; ``None``: nowhere.
+            kinds: Class of each true object by its number, from 1; ``None``: all are of one.
             group: Images of one group are scored by what is chosen on the others.
         """
-        self._images.append(list(_tables(maps, truth, unknown, self._axes[0])))
+        several = kinds if len(maps.classes) > 2 else None
+        self._images.append(list(_tables(maps, truth, unknown, several, self._axes[0])))
         self._groups.append(group)
 
     def choose(self) -> Tuning:
@@ -186,7 +216,11 @@ def _ap(found: IntArray, predicted: IntArray, true: IntArray, images: BoolArray)
 
 
 def _tables(
-    maps: ObjectMaps, truth: IntArray, unknown: BoolArray | None, thresholds: Sequence[float]
+    maps: ObjectMaps,
+    truth: IntArray,
+    unknown: BoolArray | None,
+    kinds: Mapping[int, int] | None,
+    thresholds: Sequence[float],
 ) -> Iterable[_Table]:
     foreground, height = foreground_of(maps), landscape(maps)
     known = truth if unknown is None else np.where(unknown, 0, truth)
@@ -210,7 +244,15 @@ def _tables(
             counts[hit],
             true_sizes,
             left_out,
+            None if kinds is None else _kinds(maps, basins, [kinds[n] for n in values.tolist() if n]),
         )
+
+
+def _kinds(maps: ObjectMaps, basins: Basins, true: Sequence[int]) -> _Kinds:
+    number = len(basins.summits)
+    rows = (one.ravel()[basins.places] for one in maps.classes[1:])
+    weights = np.stack([np.bincount(basins.members, row, number) for row in rows])
+    return _Kinds(weights, np.array(true, dtype=np.int64) - 1)
 
 
 def _counted(table: _Table, groups: npt.NDArray[np.int32], sizes: Sequence[int]) -> tuple[IntArray, IntArray]:
@@ -245,4 +287,6 @@ def _ious(
     owner, truth = pairs // max(len(table.true_sizes), 1), pairs % max(len(table.true_sizes), 1)
     ious = shared / (known[owner] + table.true_sizes[truth] - shared)
     good = ious >= IOU_THRESHOLDS[0]
+    if table.kinds is not None:
+        good &= table.kinds.agree(groups, owner, truth)
     return ious[good], sizes[owner[good]], sizes[are_objects]

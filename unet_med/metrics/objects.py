@@ -11,6 +11,8 @@
 
 Pooled scores count the objects of all images together, so that images with many objects weigh more; those ``per_image``
 are averages over images. What does not exist (no object at all) is ``None``.
+
+Where objects have classes they are matched once without looking at these, and once for each class among its own.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
+from unet_med.errors import InputRefusedError
 from unet_med.metrics.overlap import FloatArray, Index, IntArray, Overlap, distinct, overlap_table
 
 AP_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -75,8 +78,8 @@ def match_overlap(table: Overlap) -> dict[str, Any]:
 
 
 def match_classes(
-    table: Overlap, mask_classes: Mapping[int, int], label_classes: Mapping[int, int]
-) -> dict[int, dict[str, Any]]:
+    table: Overlap, mask_classes: Mapping[int, str], label_classes: Mapping[int, str]
+) -> dict[str, dict[str, Any]]:
     """Matches the objects of each class among themselves: a nucleus found as another kind of nucleus is not found.
 
     Args:
@@ -85,11 +88,32 @@ def match_classes(
         label_classes: Class of each true object by its number.
 
     Returns:
-        For each class that occurs, ascending, what :func:`match_overlap` returns of it.
+        For each class that occurs, by the alphabet, what :func:`match_overlap` returns of it.
+
+    Raises:
+        InputRefusedError: The class of an object is not known.
     """
-    ours = np.array([mask_classes[int(number)] for number in table.mask_ids], dtype=np.int64)
-    theirs = np.array([label_classes[int(number)] for number in table.label_ids], dtype=np.int64)
-    return {int(kind): match_overlap(table.only(ours == kind, theirs == kind)) for kind in np.union1d(ours, theirs)}
+    ours, theirs = _kinds(table.mask_ids, mask_classes), _kinds(table.label_ids, label_classes)
+    return {kind: match_overlap(table.only(ours == kind, theirs == kind)) for kind in sorted({*ours, *theirs})}
+
+
+def _kinds(numbers: Index, classes: Mapping[int, str]) -> npt.NDArray[np.object_]:
+    unknown = [number for number in numbers.tolist() if number not in classes]
+    if unknown:
+        raise InputRefusedError(
+            f"{len(unknown)} objects have no class, the first is number {unknown[0]}",
+            remedy="give a class for every object, or for none",
+        )
+    return np.array([classes[number] for number in numbers.tolist()], dtype=object)
+
+
+def _by_class(matches: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Returns the matches of each class, of the images in which it occurs."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for match in matches:
+        for kind, own in match.get("classes", {}).items():
+            found.setdefault(kind, []).append(own)
+    return found
 
 
 def _best_pairs(table: Overlap, iou: FloatArray, threshold: float) -> FloatArray:
@@ -156,7 +180,8 @@ def summarise_objects(matches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         ``ap`` and ``f1`` by threshold, ``ap_mean``, ``f1_mean``, ``pq``, ``sq``, ``rq``, ``aji``, ``aji_plus``, of the
         objects of all images together; the same names with ``_per_image`` are means over images, those without any
-        object left out and counted in ``n_empty``; ``n_mask``, ``n_label`` (objects) and ``n_images``.
+        object left out and counted in ``n_empty``; ``n_mask``, ``n_label`` (objects) and ``n_images``. Where objects
+        have ``classes``, the same of each class, over the images in which it occurs.
     """
     full = [match for match in matches if match["n_mask"] + match["n_label"]]
     single = [_scores([match]) for match in full]
@@ -167,11 +192,13 @@ def summarise_objects(matches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if isinstance(value, dict)
             else average(one[kind] for one in single)
         )
+    classes = {kind: summarise_objects(own) for kind, own in _by_class(matches).items()}
     return result | {
         "n_mask": sum(match["n_mask"] for match in matches),
         "n_label": sum(match["n_label"] for match in matches),
         "n_images": len(matches),
         "n_empty": len(matches) - len(full),
+        **({"classes": classes} if classes else {}),
     }
 
 

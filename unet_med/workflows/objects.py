@@ -110,9 +110,14 @@ def object_table(metrics: Mapping[str, Any]) -> list[str]:
     titles = [f"AP@{key.removeprefix('0').rstrip('0')}" for key in TABLE_THRESHOLDS]
     head = "".join(f" {title:>7}" for title in (*titles, "AP mean", "PQ", "AJI"))
     lines = [f"{'objects':>16}{head}  (AP = TP / (TP + FP + FN), as in the 2018 Data Science Bowl)"]
-    for name, ending in (("pooled", ""), ("mean of images", "_per_image")):
-        ap = instance[f"ap{ending}"]
-        values = (*(ap[key] for key in TABLE_THRESHOLDS), *(instance[f"{k}{ending}"] for k in ("ap_mean", "pq", "aji")))
+    classes = instance.get("classes", {})
+    for name, scores, ending in (
+        ("pooled", instance, ""),
+        ("mean of images", instance, "_per_image"),
+        *((name, own, "") for name, own in classes.items()),
+    ):
+        ap = scores[f"ap{ending}"]
+        values = (*(ap[key] for key in TABLE_THRESHOLDS), *(scores[f"{k}{ending}"] for k in ("ap_mean", "pq", "aji")))
         lines.append(f"{name:>16}" + "".join(f" {'-' if v is None else f'{v:.4f}':>7}" for v in values))
     lines.append(
         f"{instance['n_mask']} objects found, {instance['n_label']} true ones in {instance['n_images']} images"

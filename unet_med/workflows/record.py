@@ -149,11 +149,11 @@ def final_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _object_scores(instance: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the scores of objects, one number for each name: AP at each IoU, and all others."""
+    """Returns the scores of objects, one number for each name: AP at each IoU, all others, those of each class."""
     scores: dict[str, Any] = {}
     for name, value in instance.items():
         if isinstance(value, Mapping):
-            scores |= {f"{name}/{key}": one for key, one in value.items()}
+            scores |= {f"{name}/{key}": one for key, one in _object_scores(value).items()}
         else:
             scores[name] = value
     return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from unet_med.errors import ModelError
 from unet_med.geometry import Geometry
 from unet_med.inference.casework import do_case
 from unet_med.inference.maps_store import MapStore
+from unet_med.inference.object_files import picture_of
 from unet_med.inference.objects import (
     MapArchive,
     Truth,
@@ -26,7 +28,7 @@ from unet_med.inference.objects import (
 )
 from unet_med.inference.predictor import Predictor
 from unet_med.inference.worker import CaseJob
-from unet_med.instances.decode import objects_of
+from unet_med.instances.decode import Objects, objects_of
 from unet_med.io.discover import discover
 from unet_med.io.grouping import group_cases
 from unet_med.io.source import IntakeOptions
@@ -102,9 +104,38 @@ def test_objects_where_nobody_labelled_are_left_out() -> None:
     unknown = np.zeros(found.shape, dtype=bool)
     unknown[:, 6:] = True
     everything, parts = (Truth(truth, where, truth > 0, None) for where in (None, unknown))
-    assert compare_objects(found, everything)["n_mask"] == 3
-    assert compare_objects(found, parts)["n_mask"] == 1
-    assert compare_objects(found, parts)["matched"]["0.95"] == 1
+    assert compare_objects(objects_in(found), everything, SPARSE)["n_mask"] == 3
+    assert compare_objects(objects_in(found), parts, SPARSE)["n_mask"] == 1
+    assert compare_objects(objects_in(found), parts, SPARSE)["matched"]["0.95"] == 1
+
+
+def objects_in(labels: np.ndarray, classes: Sequence[int] | None = None) -> Objects:
+    kinds = np.ones(int(labels.max()), np.int32) if classes is None else np.array(classes, np.int32)
+    return Objects(labels, kinds, np.ones(len(kinds), np.float32), ())
+
+
+def test_classes_are_matched_among_themselves() -> None:
+    kinds = LabelMap.from_names({"background": 0, "cell": 1, "mitosis": 2}, objects=True)
+    truth = np.kron(np.array([[3, 0, 5, 7]]), np.ones((4, 4), dtype=int))
+    classes = np.select([truth == 3, truth == 5, truth == 7], [1, 2, 2])
+    classes[0, 0] = 2  # resampling may leave a voxel of another class
+    found = objects_in(np.kron(np.array([[1, 0, 2, 3]]), np.ones((4, 4), dtype=np.uint32)), (1, 1, 2))
+    assert Truth(truth, None, classes, None).kinds() == {3: 1, 5: 2, 7: 2}
+    match = compare_objects(found, Truth(truth, None, classes, None), kinds)
+    assert match["matched"]["0.95"] == 3
+    counts = {kind: (own["n_mask"], own["n_label"], own["matched"]["0.95"]) for kind, own in match["classes"].items()}
+    assert counts == {"cell": (2, 1, 1), "mitosis": (1, 2, 1)}
+    unknown = truth == 7
+    partly = compare_objects(found, Truth(truth, unknown, np.where(unknown, 255, classes), None), kinds)
+    assert partly["classes"]["mitosis"]["n_mask"] == 0
+
+
+def test_an_object_may_have_the_number_that_truth_ignores() -> None:
+    labels = np.kron(np.array([[1, 0, 2, 3]]), np.ones((20, 20), dtype=np.uint32))
+    volume = Volume(labels[None].astype(np.float32), Geometry.from_spacing(labels.shape, None))
+    kinds = [LabelMap.from_names({"background": 0, "disc": 1}, ignored=value, objects=True) for value in (2, None)]
+    one, other = (picture_of(objects_in(labels), volume, kind) for kind in kinds)
+    assert np.array_equal(one, other)
 
 
 def test_a_bundle_takes_other_thresholds_and_keeps_its_weights(tiny_bundle) -> None:

@@ -11,6 +11,7 @@ from object_maps import balls, count_matches, maps_of
 from unet_med.config import Instances
 from unet_med.instances.decode import objects_of
 from unet_med.instances.tuning import IOU_THRESHOLDS, ObjectTuner, Tuning
+from unet_med.metrics import match_classes, overlap_table
 
 GIVEN = Instances(seed_threshold=0.6, seed_depth=0.02)
 
@@ -71,6 +72,28 @@ def test_it_counts_what_it_was_chosen_on(tuning, cases):
     assert set(told["chosen"]) == {"foreground_threshold", "seed_threshold", "seed_depth", "minimum_voxels"}
     assert f"{told['ap_mean_before']:.4f} -> {told['ap_mean_after']:.4f} (" in tuning.reason
     assert json.loads(json.dumps(told)) == told
+
+
+def test_an_object_of_another_class_is_not_found() -> None:
+    truth = balls((96, 96), 16, (5, 9), seed=16)
+    kinds = {number: 1 + number % 2 for number in range(1, 17)}
+    mistaken = {number: 1 if number % 3 == 0 else kind for number, kind in kinds.items()}
+    maps = maps_of(truth, mistaken, noise=0.05, blur=1.0)
+    tuner = ObjectTuner(GIVEN)
+    tuner.add(maps, truth, kinds=kinds)
+    tuning = tuner.choose()
+    found = objects_of(maps, tuning.settings)
+    table = overlap_table(found.labels, truth)
+    said = dict(enumerate(map(str, found.classes.tolist()), start=1))
+    by_class = match_classes(table, said, {number: str(kind) for number, kind in kinds.items()}).values()
+    objects = len(found) + len(kinds)
+    for iou, ap in zip(IOU_THRESHOLDS, tuning.after, strict=True):
+        hits = sum(match["matched"][f"{iou:.2f}"] for match in by_class)
+        assert ap == pytest.approx(hits / (objects - hits))
+    wrong = sum(kinds[number] != kind for number, kind in mistaken.items())
+    assert wrong == 3
+    assert 0.5 < tuning.after[0] <= (16 - wrong) / 16
+    assert tune_objects([(maps, truth, None)], GIVEN).after[0] > tuning.after[0]
 
 
 def test_specks_make_a_smallest_size():
