@@ -115,6 +115,13 @@ def unique_ids(wanted: list[str]) -> list[str]:
     return unique
 
 
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Returns the size and the time (ns) of a file, which change with it; of a folder, the sums of all its files."""
+    files = [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
+    states = [file.stat() for file in files]
+    return sum(state.st_size for state in states), sum(state.st_mtime_ns for state in states)
+
+
 def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file as hex digits; of a folder, that of the names and contents of all its files."""
     if path.is_dir():

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from unet_med.errors import UsageError
-from unet_med.identity import file_sha256, files_sha256, write_private_table
+from unet_med.identity import file_sha256, file_stamp, files_sha256, write_private_table
 from unet_med.io.atomic import disk_errors, remove, write_json
 from unet_med.io.export.sidecars import ITKSNAP_LABELS, SLICER_COLOURS
 
@@ -297,11 +297,11 @@ def open_job(out: Path, job: Mapping[str, Any], overwrite: bool) -> Journal:
 
 def input_state(files: Sequence[Path]) -> dict[str, Any]:
     """Returns the checksum, sizes and times by which :func:`same_input` recognises files."""
-    stats = [path.stat() for path in files]
+    stamps = [file_stamp(path) for path in files]
     return {
         "sha256": files_sha256(list(files)),
-        "bytes": [s.st_size for s in stats],
-        "mtime_ns": [s.st_mtime_ns for s in stats],
+        "bytes": [size for size, _ in stamps],
+        "mtime_ns": [time for _, time in stamps],
     }
 
 
@@ -310,10 +310,10 @@ def same_input(state: Mapping[str, Any] | None, files: Sequence[Path]) -> bool:
     if state is None:
         return False
     try:
-        stats = [path.stat() for path in files]
-        if [s.st_size for s in stats] != state.get("bytes"):
+        stamps = [file_stamp(path) for path in files]
+        if [size for size, _ in stamps] != state.get("bytes"):
             return False
-        if [s.st_mtime_ns for s in stats] == state.get("mtime_ns"):
+        if [time for _, time in stamps] == state.get("mtime_ns"):
             return True
         return files_sha256(list(files)) == state.get("sha256")
     except OSError:

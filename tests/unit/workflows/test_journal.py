@@ -84,6 +84,20 @@ def _finish_folder(journal: Journal, scan: Path, pictures: int) -> None:
     journal.finish(claim, {"id": "a", "status": "done", "outputs": ["a.sc"], "input": input_state([scan])}, [folder])
 
 
+def test_an_input_may_be_a_folder_whose_files_change(tmp_path: Path) -> None:
+    """A chunk of a Zarr image that is written anew changes nothing of the folder but the chunk."""
+    chunk = tmp_path / "image.zarr" / "0" / "c" / "0"
+    chunk.parent.mkdir(parents=True)
+    chunk.write_bytes(b"old")
+    state, folder = input_state([tmp_path / "image.zarr"]), [tmp_path / "image.zarr"]
+    assert same_input(state, folder)
+    chunk.write_bytes(b"new")
+    os.utime(chunk, ns=(0, sum(state["mtime_ns"]) + 1))
+    assert not same_input(state, folder)
+    chunk.write_bytes(b"old")
+    assert same_input(state, folder)
+
+
 def test_an_output_may_be_a_folder(tmp_path: Path, scan: Path) -> None:
     out = tmp_path / "out"
     journal = open_job(out, JOB, overwrite=False)
