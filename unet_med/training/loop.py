@@ -55,8 +55,8 @@ class FitResult:
 
     Attributes:
         last: Weights after the last step (their average, if one was kept).
-        best: Weights with the best validation Dice; ``None`` without validation.
-        best_dice: That Dice.
+        best: Weights with the best score of :attr:`Trainer.best_by`; ``None`` without validation.
+        best_score: That score.
         history: One entry for each epoch.
         steps: Steps taken in all.
         seconds: Time spent in this fold, all its starts together.
@@ -66,7 +66,7 @@ class FitResult:
 
     last: dict[str, torch.Tensor]
     best: dict[str, torch.Tensor] | None
-    best_dice: float | None
+    best_score: float | None
     history: list[dict[str, float]]
     steps: int
     seconds: float
@@ -156,7 +156,7 @@ def fit(
     return FitResult(
         last=trainer.final_weights(),
         best=trainer.best,
-        best_dice=trainer.best_dice,
+        best_score=trainer.best_score,
         history=trainer.history,
         steps=trainer.step,
         seconds=trainer.seconds,
@@ -277,9 +277,9 @@ def _finish_epoch(
         metrics[_VALIDATION_SECONDS] = time.monotonic() - before
         if pace is not None:
             pace.validation_seconds = metrics[_VALIDATION_SECONDS]
-        dice = scores.get("val/dice/mean")
-        if dice is not None and (trainer.best_dice is None or dice > trainer.best_dice):
-            trainer.best_dice, trainer.best = dice, trainer.final_weights()
+        score = scores.get(trainer.best_by)
+        if score is not None and (trainer.best_score is None or score > trainer.best_score):
+            trainer.best_score, trainer.best = score, trainer.final_weights()
     trainer.history.append(metrics)
     if trainer.team.leads:
         record(epoch, metrics, masks)

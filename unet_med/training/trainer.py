@@ -18,8 +18,12 @@ from unet_med.data import CachedCase
 from unet_med.errors import ConfigError, TrainingError
 from unet_med.inference.device import choose_precision
 from unet_med.inference.engine import EngineRequest, TorchEngine
+from unet_med.inference.maps_store import MapStore
+from unet_med.inference.objects import Truth, class_map, compare_objects
 from unet_med.inference.stream import ArrayRows, WindowStream, finished_rows, rolling_values
 from unet_med.inference.tiling import window_axes
+from unet_med.instances.decode import Objects, objects_of
+from unet_med.instances.maps import ObjectMaps
 from unet_med.labels import LabelMap
 from unet_med.losses import build_loss
 from unet_med.metrics import confusion_counts, dice_iou, structures
@@ -28,7 +32,9 @@ from unet_med.training.accelerate import Forward, set_up_card
 from unet_med.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from unet_med.training.distributed import BatchSums, Team, shares_by_size
 from unet_med.training.schedule import Schedule
+from unet_med.training.validation import DICE, OBJECTS, Overlaps, mean_scores, object_scores
 from unet_med.transforms.prior import Prior
+from unet_med.volume import Region
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +97,7 @@ class Trainer:
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] | None = None
-        self.best_dice: float | None = None
+        self.best_score: float | None = None
 
     # ---- one step -----------------------------------------------------------------------------------------------
 
@@ -214,8 +220,27 @@ class Trainer:
             if own is not None:
                 self.network.load_state_dict(own)
 
+    @property
+    def best_by(self) -> str:
+        """Name of the score by which the best weights are known."""
+        return f"{OBJECTS}/ap_mean" if self.labels.objects else f"{DICE}/mean"
+
     def predict(self, network: nn.Module, case: CachedCase) -> np.ndarray[Any, np.dtype[np.integer[Any]]]:
         """Returns the labels of a prepared case on the network's grid, by the sliding window of prediction."""
+        mask = np.zeros(case.shape, dtype=self.labels.dtype)
+        for rows, logits in self._logits(network, case):
+            self.labels.from_outputs(logits, out=mask[rows])
+        return mask
+
+    def find(self, network: nn.Module, case: CachedCase) -> Objects:
+        """Returns the objects of a prepared case, cut out as the pipeline says."""
+        maps = MapStore.in_memory(self.labels.outputs, case.shape)
+        for rows, logits in self._logits(network, case):
+            maps.write(rows, ObjectMaps.from_logits(logits))
+        return objects_of(maps, self.config.instances)
+
+    def _logits(self, network: nn.Module, case: CachedCase) -> Iterator[tuple[Region, torch.Tensor]]:
+        """Yields the logits (outputs, *s) of the next rows of a prepared case, and where they lie."""
         settings = self.config.inference
         dims = len(self.patch)
         context = context_voxels(self.config.network, dims)
@@ -230,31 +255,41 @@ class Trainer:
         prior = case.prior()
         rows = ArrayRows(image, None if prior is None else Prior(prior, self.config.prior_channels))
         stream = WindowStream(rows, axes, along, TorchEngine(request, "training"), outputs, dims)
-        mask = np.zeros(case.shape, dtype=self.labels.dtype)
         for start, stop, logits in finished_rows(stream):
-            self.labels.from_outputs(logits, out=mask[(slice(None),) * along + (slice(start, stop),)])
-        return mask
+            region = [slice(0, size) for size in case.shape]
+            region[along] = slice(start, stop)
+            yield tuple(region), logits
 
     def validate(
         self, cases: Sequence[CachedCase], keep: Sequence[str]
     ) -> tuple[dict[str, float], dict[str, np.ndarray[Any, Any]]]:
         """Returns mean Dice and IoU over cases of each label and region, and the masks of the cases in ``keep``.
 
-        The cases are dealt out to the team. All of it gets the scores; the masks are with the process that leads.
+        Where objects are told apart, AP pooled over all of them besides (``val/objects/...``); what is compared then is
+        the class of each voxel's object. The cases are dealt out to the team. All of it gets the scores; the masks are
+        with the process that leads.
         """
-        scores: dict[str, Mapping[str, tuple[float | None, float | None]]] = {}
+        scores: dict[str, tuple[Overlaps, Mapping[str, Any] | None]] = {}
         masks: dict[str, np.ndarray[Any, Any]] = {}
         kept = [number for number, case in enumerate(cases) if case.id in keep]
         sizes = [float(np.prod(case.shape)) for case in cases]
         with self.evaluating() as network:
             for number in shares_by_size(sizes, self.team.world, kept)[self.team.rank]:
-                case = cases[number]
-                mask = self.predict(network, case)
-                scores[case.id] = dice_iou(confusion_counts(mask, np.asarray(case.label()), self.labels))
+                case, match = cases[number], None
+                if self.labels.objects:
+                    found = self.find(network, case)
+                    match = compare_objects(found, Truth.prepared(case, self.labels), self.labels)
+                    mask: np.ndarray[Any, Any] = class_map(found, self.labels)
+                else:
+                    mask = self.predict(network, case)
+                counts = confusion_counts(mask, np.asarray(case.label()), self.labels)
+                scores[case.id] = dice_iou(counts), match
                 if case.id in keep:
                     masks[case.id] = mask
         everywhere = {name: score for part in self.team.gather(scores) for name, score in part.items()}
-        return _mean_scores([everywhere[case.id] for case in cases], list(structures(self.labels))), masks
+        ordered = [everywhere[case.id] for case in cases]
+        means = mean_scores([overlap for overlap, _ in ordered], list(structures(self.labels)))
+        return means | object_scores([match for _, match in ordered if match is not None]), masks
 
     # ---- checkpoint ---------------------------------------------------------------------------------------------
 
@@ -274,7 +309,8 @@ class Trainer:
             "schedule": schedule.to_numbers(),
             "sums": self.sums,
             "history": self.history,
-            "best_dice": self.best_dice,
+            "best_by": self.best_by,
+            "best_score": self.best_score,
             "threads": torch.get_num_threads(),
             "processes": self.team.world,
             "scaler": self.scaler.state_dict(),
@@ -289,11 +325,11 @@ class Trainer:
             known = checkpoint.tensors.get("average", checkpoint.tensors["network"])  # begun without an average
             for name, value in known.items():
                 self.average[name].copy_(value)
-        self.best = dict(checkpoint.tensors["best"]) if "best" in checkpoint.tensors else None
         numbers = checkpoint.numbers
         self.step, self.seconds = numbers["step"], numbers["seconds"]
         self.sums, self.history = dict(numbers["sums"]), list(numbers["history"])
-        self.best_dice = numbers["best_dice"]
+        if "best" in checkpoint.tensors and numbers.get("best_by") == self.best_by:
+            self.best, self.best_score = dict(checkpoint.tensors["best"]), numbers["best_score"]
         if numbers["scaler"]:
             self.scaler.load_state_dict(numbers["scaler"])
         before = numbers["threads"], numbers.get("processes", 1)
@@ -330,23 +366,6 @@ def pieces_of_batch(config: PipelineConfig, world: int) -> int:
 
 def _nearest_multiple(batch: int | str, whole: int) -> int:
     return max(whole, round(int(batch) / whole) * whole) if batch != "auto" else whole
-
-
-def _mean_scores(
-    scores: Sequence[Mapping[str, tuple[float | None, float | None]]], names: Sequence[str]
-) -> dict[str, float]:
-    """Means over cases for each label or region, then over them; a score that does not exist is left out."""
-    metrics: dict[str, float] = {}
-    for position, kind in enumerate(("dice", "iou")):
-        means = []
-        for name in names:
-            values = [value for score in scores if (value := score[name][position]) is not None]
-            if values:
-                metrics[f"val/{kind}/{name}"] = float(np.mean(values))
-                means.append(metrics[f"val/{kind}/{name}"])
-        if means:
-            metrics[f"val/{kind}/mean"] = float(np.mean(means))
-    return metrics
 
 
 def _take_over(network: nn.Module, initial: Mapping[str, torch.Tensor]) -> None:

@@ -288,7 +288,7 @@ def _fit_and_score(
 
     sha256 = save_skipping("model", result.last, meta)
     if result.best is not None:
-        save_skipping("model_best", result.best, {**meta, "validation_dice": result.best_dice})
+        save_skipping("model_best", result.best, {**meta, f"validation_{_best_by(labels)}": result.best_score})
     write_json(folder / _METRICS, metrics, _METRICS)
     if metrics.get("cases"):
         tracker.cases(case_rows(metrics))
@@ -376,7 +376,7 @@ def _meta(
             "minutes": round(result.seconds / 60, 2),
             "seconds_per_step": round(result.seconds_per_step, 4),
             "seed": plan.config.seed,
-            "best_validation_dice": result.best_dice,
+            f"best_validation_{_best_by(labels_of(plan.config))}": result.best_score,
             "notes": result.notes,
             **({} if start is None else {"started_from": origin(start)}),
         },
@@ -384,6 +384,11 @@ def _meta(
         "reasons": plan.reasons,
         "results": {},
     }
+
+
+def _best_by(labels: LabelMap) -> str:
+    """By what the best weights are known, in the words of a bundle; see :attr:`Trainer.best_by`."""
+    return "ap" if labels.objects else "dice"
 
 
 def _write_plan(folder: Path, plan: Plan) -> None:

@@ -40,7 +40,7 @@ def test_it_learns_and_tells(tmp_path: Path) -> None:
     assert told[-1][2]["case3"].shape == (32, 32)
     assert "val/dice/disc" not in told[0][1]
     assert result.steps == 60
-    assert result.best_dice == max(m["val/dice/mean"] for _, m, _ in told if "val/dice/mean" in m)
+    assert result.best_score == max(m["val/dice/mean"] for _, m, _ in told if "val/dice/mean" in m)
 
 
 def test_stopped_and_resumed_is_the_same_as_never_stopped(tmp_path: Path) -> None:

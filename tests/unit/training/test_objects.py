@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from object_maps import count_matches
 from toy_training import toy_config
 
 from unet_med.bundle import labels_of
@@ -24,6 +25,7 @@ from unet_med.io.nifti import inspect_nifti
 from unet_med.manifest import ManifestCase
 from unet_med.patches import PatchDataset, patch_loader
 from unet_med.training.loop import fit
+from unet_med.training.schedule import schedule_by_epochs
 from unet_med.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -72,6 +74,7 @@ def test_a_prepared_case_holds_classes_borders_and_distances(tmp_path: Path) -> 
     for number, case in enumerate(prepared(tmp_path, config_of())):
         objects = discs(number)[..., None]
         arrays, expected = case.arrays(), object_targets(objects)
+        np.testing.assert_array_equal(case.objects(), objects)
         np.testing.assert_array_equal(arrays["label"][0], objects > 0)
         np.testing.assert_array_equal(arrays["border"][0], expected.border)
         np.testing.assert_array_equal(arrays["distance"][0], expected.distance)
@@ -84,6 +87,7 @@ def test_what_nobody_labelled_is_no_object_and_not_learnt(tmp_path: Path) -> Non
     arrays = case.arrays()
     assert (arrays["label"][0, :6] == 65535).all()
     assert not arrays["distance"][0, :6].any()
+    assert not case.objects()[:6].any()
     assert case.labels == (1,)
 
 
@@ -161,7 +165,7 @@ def test_a_network_learns_border_and_distance(tmp_path: Path) -> None:
     trainer = Trainer(config, labels_of(config), 1, CPU)
     assert trainer.network.outputs == 4
     told: list[dict[str, float]] = []
-    fit(
+    result = fit(
         trainer,
         cases[:2],
         cases[2:],
@@ -174,6 +178,17 @@ def test_a_network_learns_border_and_distance(tmp_path: Path) -> None:
     for term in ("train/border", "train/distance", "train/loss"):
         assert told[-1][term] < 0.7 * told[0][term]
     assert told[-1]["val/dice/disc"] > 0.8
+    assert result.best_score == max(epoch["val/objects/ap_mean"] for epoch in told if "val/objects/ap_mean" in epoch)
+    scores, masks = trainer.validate(cases, [cases[0].id])
+    hits = objects = 0
+    with trainer.evaluating() as network:
+        for case in cases:
+            found, true = trainer.find(network, case), np.asarray(case.objects())
+            hits += count_matches(found.labels, true, 0.5)
+            objects += len(found) + len(np.unique(true)) - 1
+        np.testing.assert_array_equal(masks[cases[0].id] > 0, trainer.find(network, cases[0]).labels > 0)
+    assert hits > 5
+    assert scores["val/objects/ap/0.50"] == pytest.approx(hits / (objects - hits))
     with torch.no_grad(), trainer.evaluating() as network:
         image = torch.from_numpy(np.array(cases[2].image()[..., 0]))[None]
         maps = ObjectMaps.from_logits(network(image)[0])
@@ -181,6 +196,18 @@ def test_a_network_learns_border_and_distance(tmp_path: Path) -> None:
     assert np.corrcoef(maps.distance.ravel(), truth["distance"][0, ..., 0].ravel())[0, 1] > 0.7
     on_border = truth["border"][0, ..., 0] > 0
     assert maps.border[on_border].mean() > 2 * maps.border[~on_border].mean()
+
+
+def test_the_best_weights_of_another_score_are_forgotten(tmp_path: Path) -> None:
+    config = config_of()
+    trainer = Trainer(config, labels_of(config), 1, CPU)
+    trainer.best, trainer.best_score = trainer.final_weights(), 0.9
+    checkpoint = trainer.to_checkpoint(schedule_by_epochs(config))
+    for by, expected in (("val/objects/ap_mean", 0.9), ("val/dice/mean", None)):
+        again = Trainer(config, labels_of(config), 1, CPU)
+        again.restore(replace(checkpoint, numbers={**checkpoint.numbers, "best_by": by}))
+        assert again.best_score == expected
+        assert (again.best is None) == (expected is None)
 
 
 def test_a_batch_in_pieces_is_learnt_as_if_it_were_whole(tmp_path: Path) -> None:
