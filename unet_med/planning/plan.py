@@ -14,7 +14,7 @@ from unet_med.config import PipelineConfig
 from unet_med.errors import ConfigError
 from unet_med.labels import LabelMap
 from unet_med.manifest import Manifest, ManifestCase
-from unet_med.planning.draft import Draft, times
+from unet_med.planning.draft import GIVEN, Draft, times
 from unet_med.planning.fingerprint import Fingerprint, Progress, fingerprint
 from unet_med.planning.network import Target, settle_network
 from unet_med.planning.sides import sidedness
@@ -248,11 +248,14 @@ def _settle_normalisation(draft: Draft) -> None:
     else:
         reason = "intensities differ in scale from image to image: each by its own mean and deviation"
     chosen = draft.settle("preprocess.normalisation", schemes, reason)
-    if len(chosen) != len(names):
+    if len(chosen) == 1 < len(names):
+        draft.values["preprocess.normalisation"] = [one.model_dump(mode="json") for one in chosen for _ in names]
+        draft.reasons["preprocess.normalisation"] = f"{GIVEN}, the same for each of {len(names)} channels"
+    elif len(chosen) != len(names):
         raise ConfigError(
             f"{len(chosen)} normalisations for {len(names)} channels",
             "preprocess.normalisation",
-            "give one for each channel, or auto",
+            "give one for each channel, one for all of them, or auto",
         )
 
 

@@ -121,6 +121,13 @@ def test_ct_is_normalised_by_the_set_and_everything_else_by_itself() -> None:
     ]
 
 
+def test_one_normalisation_stands_for_all_channels() -> None:
+    given = {"preprocess": {"normalisation": [{"scheme": "percentile"}]}}
+    plan = planned(given, found=seen(channels=3), manifest=data(channels=("red", "green", "blue"), modality=None))
+    assert [one.scheme for one in plan.config.preprocess.normalisation] == ["percentile"] * 3
+    assert plan.reasons["preprocess.normalisation"] == "given in the pipeline file, the same for each of 3 channels"
+
+
 @pytest.mark.parametrize(("kept", "crop"), [(0.74, True), (0.76, False)])
 def test_cropping_follows_what_it_saves(kept: float, crop: bool) -> None:
     assert planned(found=seen(kept=kept)).config.preprocess.crop_to_nonzero is crop
