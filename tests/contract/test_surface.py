@@ -27,7 +27,7 @@ SURFACE = {
     "evaluate": "model --data --out --fold --split --allow-training-cases --device --overwrite",
     "predict": "model input_ out --also --format --seg-type --labels --deidentify --tta --device --memory-gb --part "
     f"{INTAKE} --overwrite",
-    "score": "predictions references --task --tolerance-mm --ignore-label --axes --membrane",
+    "score": "predictions references --task --tolerance-mm --ignore-label --axes --membrane --classes",
     "track": "masks out --images --max-move --max-gap --no-divisions --series --axes --pixel-size --overwrite",
     "run": f"pipeline folder --out --max-minutes --device --set --format {INTAKE} --overwrite",
     "demo": "kind --out --max-minutes --overwrite",
@@ -36,7 +36,7 @@ SURFACE = {
     "import-nnunet": "folder out --fold --checkpoint --name --orientation --overwrite",
     "compare": "run_a run_b",
     "match": "pipeline --data --out --kinds --fold --max-minutes --device --set",
-    "retune": "folder --set",
+    "retune": "folder --set --data",
     "learning-curve": "pipeline --data --out --sizes --fold --max-minutes --device --set",
     "ui": "--store --port --no-browser",
     "send": "files --to --aet --user --password-env --tls --ca",

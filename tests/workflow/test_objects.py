@@ -119,6 +119,28 @@ def test_evaluation_finds_what_training_said(discs: Path, tmp_path: Path, monkey
     )
 
 
+def test_an_evaluation_is_cut_out_and_scored_anew(discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from inline_worker import InlineWorker
+
+    monkeypatch.setattr(evaluation, "Worker", InlineWorker)
+    out, data = tmp_path / "E", discs / "M.json"
+    before = evaluate(str(discs / "CV" / "fold_0"), data, out=out, device="cpu").result
+    chosen = read_bundle_info(discs / "CV" / "fold_0").config.instances
+    nothing = retune(out, ["instances.minimum_voxels=100000"], data)
+    assert (nothing.exit_code, nothing.result["instance"]["n_mask"]) == (0, 0)
+    assert metrics_of(out)["instance"]["n_label"] == before["instance"]["n_label"]
+    assert metrics_of(out)["evaluated"] == "fold 0"
+    assert all(not tifffile.imread(path).any() for path in sorted((out / "masks").glob("*.tif")))
+    again = retune(out, [f"instances.{key}={getattr(chosen, key)}" for key in KEYS], data)
+    assert again.result["instance"] == before["instance"]
+    assert again.result["mean"] == before["mean"]
+    with pytest.raises(UsageError, match="in their manifest"):
+        retune(out, ["instances.minimum_voxels=1"])
+    make_manifest(discs / "data", tmp_path / "other.json", folds=3, task="instance")
+    with pytest.raises(UsageError, match="other cases"):
+        retune(out, ["instances.minimum_voxels=1"], tmp_path / "other.json")
+
+
 def test_given_thresholds_change_model_and_scores(run: Path) -> None:
     before = metrics_of(run)
     outcome = retune(run, ["instances.minimum_voxels=100000"])
@@ -204,6 +226,17 @@ def test_other_outputs_stay_where_a_case_is_refused(predicted: Path) -> None:
     assert outcome.exit_code == 3
     assert any("discs_1" in line and "maps" in line for line in outcome.lines)
     assert (predicted / "discs_1.tif").read_bytes() == before
+
+
+def test_masks_whose_image_is_gone_are_told_and_stay(predicted: Path, tmp_path: Path) -> None:
+    before = (predicted / "discs_1.tif").read_bytes()
+    (tmp_path / "in" / "images" / "discs_1.tif").unlink()
+    outcome = retune(predicted, ["instances.minimum_voxels=100000"])
+    assert outcome.exit_code == 3
+    assert any(line.startswith("1 masks cut out anew") for line in outcome.lines)
+    assert any("discs_1" in line and "there no more" in line for line in outcome.lines)
+    assert (predicted / "discs_1.tif").read_bytes() == before
+    assert not tifffile.imread(predicted / "discs_0.tif").any()
 
 
 def test_what_masks_are_cut_out_by_is_told(predicted: Path, tmp_path: Path) -> None:

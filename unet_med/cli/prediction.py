@@ -130,6 +130,16 @@ def score(
         int | None,
         typer.Option("--membrane", metavar="VALUE", min=0, help="Value of membranes; default: by its name, else 0."),
     ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            "--classes",
+            metavar="CSV",
+            exists=True,
+            dir_okay=False,
+            help="Class of each true object: id, object, class; of masks the tables in objects/ say it.",
+        ),
+    ] = None,
 ) -> Outcome:
     """Score masks made by anything against true labels."""
     from unet_med.workflows.score import score as workflow
@@ -142,6 +152,7 @@ def score(
         ignore_label=ignore_label,
         axes=axes,
         membrane=membrane,
+        classes=classes,
     )
 
 
@@ -174,11 +185,18 @@ def track(
 
 def retune(
     folder: Annotated[
-        Path, typer.Argument(metavar="RUN|OUT", exists=True, file_okay=False, help="A run, or what `predict` wrote.")
+        Path,
+        typer.Argument(
+            metavar="RUN|OUT", exists=True, file_okay=False, help="A run, or what `predict` or `evaluate` wrote."
+        ),
     ],
     set_: SetOption = [],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="M.json", exists=True, dir_okay=False, help="Manifest of what was evaluated."),
+    ] = None,
 ) -> Outcome:
     """Cut objects out with other thresholds: seconds, no network is run."""
     from unet_med.workflows.retune import retune as workflow
 
-    return workflow(folder, set_)
+    return workflow(folder, set_, data)

@@ -22,6 +22,7 @@ from unet_med.workflows.casefolder import CaseFolder, refused_entry, starved, wr
 from unet_med.workflows.journal import open_job
 from unet_med.workflows.objects import object_table
 from unet_med.workflows.outcome import DONE, MACHINE, SOME_REFUSED, Outcome
+from unet_med.workflows.predict import job_of_objects
 from unet_med.workflows.progress import track
 
 METRICS = "metrics.json"
@@ -93,8 +94,9 @@ def evaluate(
         job = {
             "command": "evaluate",
             "model_sha256": [info.sha256],
-            "cases": _digest(cases),
+            "cases": digest_of(cases),
             "training_cases_allowed": allow_training_cases,
+            **job_of_objects(info, "ignore_label"),
         }
         folder = CaseFolder(open_job(out, job, overwrite), [info], {}, masks=MASKS, refused=refused)
         truths = {case.case.id: case for case in usable}
@@ -109,7 +111,7 @@ def evaluate(
         "trained_on": len(seen),
         "wall_seconds": round(time.monotonic() - started, 3),
     }
-    return _finish(out, records, refused, facts)
+    return write_scores(out, records, refused, facts)
 
 
 def score_cases(
@@ -147,9 +149,20 @@ def score_cases(
     return scored, refused
 
 
-def _finish(
+def write_scores(
     out: Path, records: Sequence[Mapping[str, Any]], refused: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
 ) -> Outcome:
+    """Writes ``metrics.json`` and ``cases.csv``.
+
+    Args:
+        out: Output folder.
+        records: Of the cases that were predicted.
+        refused: Entries of those that could not be.
+        facts: What else ``metrics.json`` says: ``evaluated``, ``model_sha256``, ``trained_on``, ``wall_seconds``.
+
+    Raises:
+        NothingUsableError: when no case could be scored.
+    """
     done = [record for record in records if record["status"] == "done"]
     troubled = [*refused, *(record for record in records if record["status"] != "done")]
     kinds = ("id", "labels", "instance", "seconds")
@@ -245,6 +258,7 @@ def _check_labels(info: BundleInfo, manifest: Manifest) -> None:
         )
 
 
-def _digest(cases: Sequence[ManifestCase]) -> str:
+def digest_of(cases: Sequence[ManifestCase]) -> str:
+    """Returns what tells a set of cases, with their images and true labels, from others."""
     text = "\n".join(sorted(f"{case.id} {case.sha256['image']} {case.sha256['label']}" for case in cases))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -41,14 +41,15 @@ class _Fold:
         return cls(models, archive) if models and archive.names() else None
 
 
-def retune(folder: Path, overrides: Sequence[str] = ()) -> Outcome:
+def retune(folder: Path, overrides: Sequence[str] = (), data: Path | None = None) -> Outcome:
     """Chooses the thresholds of objects again, or takes given ones.
 
     Args:
         folder: Run folder of a model of objects: its models are changed, and the scores in ``metrics.json``. Or the
-            output folder of a prediction: its masks are cut out anew.
+            output folder of a prediction or an evaluation: its masks are cut out anew, and scored again.
         overrides: ``instances.KEY=VALUE``; what is not given is kept. Nothing given for a run: everything is chosen
             anew on the held-out cases.
+        data: Manifest of an evaluation.
 
     Raises:
         UsageError: when the folder is neither, or a key is none that is chosen after training.
@@ -59,7 +60,9 @@ def retune(folder: Path, overrides: Sequence[str] = ()) -> Outcome:
     if (folder / JOURNAL).is_file():
         from unet_med.workflows.retune_output import retune_output
 
-        return retune_output(folder, given)
+        return retune_output(folder, given, data)
+    if data is not None:
+        raise UsageError("a run keeps the true objects of its held-out cases", "--data", "leave it out")
     return _retune_run(folder, given)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from unet_med.errors import InputRefusedError, NothingUsableError, UsageError
 from unet_med.io.source import IntakeOptions
+from unet_med.manifest.object_classes import read_class_table
 from unet_med.metrics import summarise
 from unet_med.workflows.outcome import DONE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
@@ -28,6 +29,7 @@ def score(
     ignore_label: int | None = None,
     axes: str | None = None,
     membrane: int | None = None,
+    classes: Path | None = None,
 ) -> Outcome:
     """Scores a folder of masks against a folder of true labels; files are paired by stem.
 
@@ -44,6 +46,8 @@ def score(
         ignore_label: Value in the references of voxels that are not scored.
         axes: Meaning of the axes of TIFF stacks that do not declare them.
         membrane: Value of membranes, for that task.
+        classes: CSV table of the classes of true objects (``id``, ``object``, ``class``), for objects; those of masks
+            are in the tables that ``unet-med predict`` wrote to ``objects/`` beside them.
 
     Returns:
         The content of ``metrics.json``, with ``task``, ``tolerance_mm``, ``refused`` (id, status, reason),
@@ -59,13 +63,15 @@ def score(
         raise UsageError(f"unknown task {task!r}", "--task", f"use one of {', '.join(TASKS)}")
     if membrane is not None and task != "membrane":
         raise UsageError("only membranes have a value that is membrane", "--membrane", "give --task membrane, too")
+    if classes is not None and task != "instance":
+        raise UsageError("only objects have classes of their own", "--classes", "give --task instance, too")
     if task == "tracking":
         if ignore_label is not None or axes is not None:
             raise UsageError("tracks have no such option", "--ignore-label, --axes", "leave it out")
         return _score_tracks(predictions, references, tolerance_mm)
     options = IntakeOptions(axes=axes)
     masks, truths = by_stem(predictions, options), by_stem(references, options)
-    scorer = _scorer(task, tolerance_mm, ignore_label, membrane)
+    scorer = _scorer(task, tolerance_mm, ignore_label, membrane, classes)
     _check_paired(masks, truths, "files are paired by their names without the suffix, as case7.nii.gz with case7.tif")
     pairs = [Pair(name, masks[name], truths[name]) for name in truths if name in masks]
     scorer.prepare(pairs)
@@ -74,10 +80,12 @@ def score(
     return _outcome(task, tolerance_mm, scorer.cases, scorer.refused, scorer.notes, (masks, truths))
 
 
-def _scorer(task: str, tolerance_mm: float, ignored: int | None, membrane: int | None) -> Scorer:
+def _scorer(task: str, tolerance_mm: float, ignored: int | None, membrane: int | None, classes: Path | None) -> Scorer:
     if task == "membrane":
         return MembraneScorer(tolerance_mm, ignored, membrane)
-    return (ObjectScorer if task == "instance" else SemanticScorer)(tolerance_mm, ignored)
+    if task == "instance":
+        return ObjectScorer(tolerance_mm, ignored, None if classes is None else read_class_table(classes))
+    return SemanticScorer(tolerance_mm, ignored)
 
 
 def _score_tracks(predictions: Path, references: Path, tolerance_mm: float) -> Outcome:

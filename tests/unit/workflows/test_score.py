@@ -194,6 +194,39 @@ def test_objects(folders: tuple[Path, Path]) -> None:
     assert any("AP@0.50 0.5000" in line for line in outcome.lines)
 
 
+def class_table(path: Path, kinds: dict[int, str]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("label,class\n" + "".join(f"{number},{kind}\n" for number, kind in kinds.items()))
+    return path
+
+
+def test_objects_of_each_class(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    masks, truth = folders
+    label = np.kron(np.array([[10, 0, 20, 30]]), np.ones((6, 6), dtype=int)).astype(np.uint16)
+    for folder, array in zip(folders, (label // 10, label), strict=True):
+        folder.mkdir()
+        tifffile.imwrite(folder / "x.tif", array)
+    class_table(masks / "objects" / "x.csv", {1: "cell", 2: "cell", 3: "mitosis"})
+    listed = tmp_path / "classes.csv"
+    listed.write_text("id,object,class\nx,10,cell\nx,20,mitosis\nx,30,mitosis\n")
+    assert "classes" not in score(masks, truth, task="instance").result["instance"]
+    outcome = score(masks, truth, task="instance", classes=listed)
+    instance = outcome.result["instance"]
+    assert instance["ap"]["0.50"] == 1.0
+    assert {kind: own["ap"]["0.50"] for kind, own in instance["classes"].items()} == {"cell": 1 / 2, "mitosis": 1 / 2}
+    assert any(line.startswith("mitosis, 2 true, 1 predicted: AP@0.50 0.5000") for line in outcome.lines)
+    beside = class_table(truth / "objects" / "x.csv", {10: "cell", 20: "cell", 30: "mitosis"})
+    assert score(masks, truth, task="instance").result["instance"]["classes"]["cell"]["ap"]["0.50"] == 1.0
+    beside.write_text("label,class\n10,cell\n")
+    assert "2 objects have no class" in score(masks, truth, task="instance").result["refused"][0]["reason"]
+    beside.write_text("number\n10\n")
+    assert "no columns label and class" in score(masks, truth, task="instance").result["refused"][0]["reason"]
+    (masks / "objects" / "x.csv").unlink()
+    assert "of what class" in score(masks, truth, task="instance", classes=listed).result["notes"][0]
+    with pytest.raises(UsageError, match="only objects have classes"):
+        score(masks, truth, classes=listed)
+
+
 @pytest.mark.parametrize("ignored", [None, 30])
 def test_large_pictures_are_scored_in_blocks(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, ignored: int | None

@@ -71,8 +71,11 @@ class Pair:
                 self.id,
                 "give both with the same pages",
             )
-        numbers = range(truth.frames)
-        return [(self.id if truth.frames == 1 else f"{self.id}-f{number:03d}", number) for number in numbers]
+        return [(self.frame_id(number), number) for number in range(truth.frames)]
+
+    def frame_id(self, frame: int) -> str:
+        """Returns the id of a frame."""
+        return self.id if self.truths[0].frames == 1 else f"{self.id}-f{frame:03d}"
 
     def read_truth(self, frame: int) -> Array:
         """Returns the true labels (I, J[, K])."""

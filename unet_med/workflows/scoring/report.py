@@ -40,10 +40,15 @@ def _objects(scores: Mapping[str, Any]) -> list[str]:
     found = [
         f"{scores['n_label']} true objects, {scores['n_mask']} predicted; AP is TP / (TP + FP + FN), as in DSB2018"
     ]
-    for title, end in (("of all objects", ""), ("mean of images", "_per_image")):
-        ap, f1 = scores[f"ap{end}"], scores[f"f1{end}"]
+    classes = scores.get("classes", {})
+    for title, own, end in (
+        ("of all objects", scores, ""),
+        ("mean of images", scores, "_per_image"),
+        *((f"{name}, {one['n_label']} true, {one['n_mask']} predicted", one, "") for name, one in classes.items()),
+    ):
+        ap, f1 = own[f"ap{end}"], own[f"f1{end}"]
         chosen = [f"AP@{iou} {_number(ap[iou])}" for iou in ("0.50", "0.75", "0.90")]
-        others = [f"{name} {_number(scores[kind + end])}" for kind, name in _OBJECT_SCORES]
+        others = [f"{name} {_number(own[kind + end])}" for kind, name in _OBJECT_SCORES]
         found.append(f"{title}: " + ", ".join([*chosen, f"F1@0.50 {_number(f1['0.50'])}", *others]))
     return found
 

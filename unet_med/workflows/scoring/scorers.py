@@ -10,10 +10,12 @@ import numpy as np
 
 from unet_med.errors import InputRefusedError, UsageError
 from unet_med.labels import Label, LabelMap, label_colour
+from unet_med.manifest.object_classes import ClassNames
 from unet_med.metrics import (
     Overlap,
     case_metrics,
     dice_iou,
+    match_classes,
     match_overlap,
     overlap_of_blocks,
     overlap_table,
@@ -21,6 +23,7 @@ from unet_med.metrics import (
 )
 from unet_med.metrics.voxels import Scores
 from unet_med.workflows.progress import track
+from unet_med.workflows.scoring.classes import classes_beside, listed_classes
 from unet_med.workflows.scoring.pairs import Pair
 
 SHOWN = 20
@@ -104,22 +107,45 @@ class SemanticScorer(Scorer):
 
 
 class ObjectScorer(Scorer):
-    """Values are numbers of objects; the foreground as a whole is scored besides."""
+    """Values are numbers of objects; the foreground as a whole is scored besides.
+
+    Args:
+        tolerance_mm: Of surfaces.
+        ignored: Value in the true labels that is not scored.
+        classes: Of the true objects; where nothing is listed a table beside the true labels counts.
+    """
 
     labels = LabelMap.from_names({"object": 1})
 
+    def __init__(self, tolerance_mm: float, ignored: int | None, classes: ClassNames | None = None) -> None:
+        super().__init__(tolerance_mm, ignored)
+        self._classes = classes or {}
+
     def compare(self, pair: Pair, frame: int) -> dict[str, Any]:
-        """Matches objects, and compares what is object at all; of pictures read in blocks without its surface."""
+        """Matches objects, and compares what is object at all; of pictures read in blocks without its surface.
+
+        Where the classes of both sides are known, the objects of each class are matched among themselves besides.
+        """
         known = LabelMap((), ignored=self.ignored)
         if pair.in_blocks:
             table = overlap_of_blocks(without_ignored(*block, known) for block in pair.blocks(frame))
-            return {"labels": {"object": _foreground(table)}, "instance": match_overlap(table)}
+            return {"labels": {"object": _foreground(table)}, "instance": self._matched(table, pair, frame)}
         mask, truth = without_ignored(pair.read_mask(frame), pair.read_truth(frame), known)
         inside, true_inside = (mask != 0).astype(np.uint8), (truth != 0).astype(np.uint8)
         return {
             "labels": case_metrics(inside, true_inside, pair.spacing_mm(), self.labels, self.tolerance_mm),
-            "instance": match_overlap(overlap_table(mask, truth)),
+            "instance": self._matched(overlap_table(mask, truth), pair, frame),
         }
+
+    def _matched(self, table: Overlap, pair: Pair, frame: int) -> dict[str, Any]:
+        ours = classes_beside(pair.masks[0], frame)
+        listed = listed_classes(self._classes, pair.id, pair.frame_id(frame))
+        theirs = listed or classes_beside(pair.truths[0], frame)
+        if ours is not None and theirs is not None:
+            return match_overlap(table) | {"classes": match_classes(table, ours, theirs)}
+        if theirs is not None:
+            self.notes.append(f"{pair.id}: no table says of what class the objects of the mask are")
+        return match_overlap(table)
 
 
 def _foreground(table: Overlap) -> Scores:
