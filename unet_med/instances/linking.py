@@ -97,12 +97,13 @@ def frame_objects(labels: Labels, spacing: Sequence[float]) -> FrameObjects:
     places = np.unravel_index(inside, labels.shape)
     sums = [np.bincount(which, weights=axis, minlength=len(numbers)) for axis in places]
     centres = np.stack(sums, axis=1) / voxels[:, None] * np.asarray(spacing, dtype=np.float64)
-    faces = [np.take(labels, side, axis=axis).ravel() for axis in range(labels.ndim) for side in (0, -1)]
+    free = [axis for axis, size in enumerate(labels.shape) if size > 1]
+    faces = [np.take(labels, side, axis=axis).ravel() for axis in free for side in (0, -1)]
     return FrameObjects(
         numbers.astype(np.int64),
         centres,
         np.asarray(voxels * float(np.prod(spacing)), dtype=np.float64),
-        np.isin(numbers, np.concatenate(faces)),
+        np.isin(numbers, np.concatenate([[0], *faces])),
     )
 
 

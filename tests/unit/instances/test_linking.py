@@ -166,6 +166,12 @@ def test_objects_are_measured_as_skimage_does(movie: Movie) -> None:
         assert found.diameters[position] == pytest.approx(region.equivalent_diameter_area)
 
 
+def test_a_picture_that_is_stored_as_a_slice_has_four_borders() -> None:
+    labels = np.zeros((9, 8, 1), dtype=np.uint16)
+    labels[3:5, 3:5], labels[6:9, 2:4] = 4, 7
+    assert frame_objects(labels, (1.0, 1.0, 1.0)).at_border.tolist() == [False, True]
+
+
 def test_links_are_the_cheapest(movie: Movie) -> None:
     earlier, later = (labels.T for labels in movie.labels[[0, 4]])
     before, now = frame_objects(earlier, (1, 1)), frame_objects(later, (1, 1))
