@@ -275,7 +275,8 @@ class Trainer:
         sizes = [float(np.prod(case.shape)) for case in cases]
         with self.evaluating() as network:
             for number in shares_by_size(sizes, self.team.world, kept)[self.team.rank]:
-                case, match = cases[number], None
+                case = cases[number]
+                match: Mapping[str, Any] | None = None
                 if self.labels.objects:
                     found = self.find(network, case)
                     match = compare_objects(found, Truth.prepared(case, self.labels), self.labels)
