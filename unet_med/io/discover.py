@@ -16,6 +16,7 @@ from typing import Any
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UsageError
 from unet_med.identity import unique_ids
 from unet_med.io.channels import stored_channels
+from unet_med.io.objects import OUTLINE_ENDINGS
 from unet_med.io.ome_zarr.metadata import METADATA_NAMES, is_image
 from unet_med.io.reading import COPY_FILE_AGAIN, refused_ref, refusing
 from unet_med.io.source import Discovery, IntakeOptions, Skipped, SourceRef
@@ -335,11 +336,11 @@ def _is_dicom(path: Path) -> bool:
 
 def _outlines(path: Path) -> SourceRef | None:
     """Returns the label that a file of outlines is; ``None`` for all other files, and damaged ones."""
-    from unet_med.io.object_truth import object_ref
-    from unet_med.io.objects.reading import OUTLINE_ENDINGS, outline_kind
-
     if not path.name.lower().endswith(OUTLINE_ENDINGS) or _is_dicom(path):
         return None
+    from unet_med.io.object_truth import object_ref
+    from unet_med.io.objects.reading import outline_kind
+
     try:
         kind = outline_kind(path)
     except MachineError:  # larger than memory

@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 from unet_med.errors import InputRefusedError
 from unet_med.identity import safe_name, stem_of
 from unet_med.io.object_truth import MASK_FILES, coco_file, object_ref
+from unet_med.io.objects import OUTLINE_ENDINGS
 from unet_med.io.objects.coco import CocoFile
-from unet_med.io.objects.reading import OUTLINE_ENDINGS, outline_kind
+from unet_med.io.objects.reading import outline_kind
 from unet_med.io.source import SourceRef
 from unet_med.manifest.pairing import Pair, Pairing
 

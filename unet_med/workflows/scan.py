@@ -16,10 +16,8 @@ from unet_med.io.channels import RGB
 from unet_med.io.dicom.annotations import belongs_to
 from unet_med.io.dicom.slices import Annotation, SliceLayout
 from unet_med.io.discover import discover
-from unet_med.io.object_truth import OBJECT_KINDS
-from unet_med.io.source import Discovery, IntakeOptions, SourceRef
+from unet_med.io.source import DICOM_KINDS, Discovery, IntakeOptions, SourceRef
 from unet_med.io.stack import grid_of
-from unet_med.manifest.outlines import pictures_of
 from unet_med.workflows.outcome import DONE, NOTHING_USABLE, SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 
@@ -113,7 +111,7 @@ def check_place(folder: Path, file: Path, option: str) -> None:
 def _result(found: Discovery) -> dict[str, Any]:
     return {
         "sources": [_entry(ref) for ref in found.sources],
-        "annotations": [_annotation(ref, found.sources) for ref in _truth(found)],
+        "annotations": [_annotation(ref, _images_of(ref, found.sources)) for ref in _truth(found)],
         "skipped": [{"what": one.what, "count": one.count, "reason": one.reason} for one in found.skipped],
         "summary": _summary(found),
     }
@@ -147,10 +145,17 @@ def _entry(ref: SourceRef) -> dict[str, Any]:
     }
 
 
-def _annotation(ref: SourceRef, sources: Sequence[SourceRef]) -> dict[str, Any]:
+def _images_of(ref: SourceRef, sources: Sequence[SourceRef]) -> Sequence[SourceRef]:
+    """Returns the sources that an annotation, or a file of outlines, is about."""
+    if ref.kind in DICOM_KINDS:
+        return [source for source in sources if belongs_to(ref, source)]
+    from unet_med.manifest.outlines import pictures_of  # with libraries that few folders need
+
+    return pictures_of(ref, sources)
+
+
+def _annotation(ref: SourceRef, images: Sequence[SourceRef]) -> dict[str, Any]:
     layout = ref.layout if isinstance(ref.layout, Annotation) else Annotation(())
-    drawn = ref.kind in OBJECT_KINDS
-    images = pictures_of(ref, sources) if drawn else [source for source in sources if belongs_to(ref, source)]
     return {
         "id": ref.id,
         "kind": ref.kind,
@@ -314,7 +319,7 @@ def _truth_row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         entry["id"],
         entry["kind"],
-        _some_names(names) or ("outlines of objects" if entry["kind"] in OBJECT_KINDS else ""),
+        _some_names(names) or ("" if entry["kind"] in DICOM_KINDS else "outlines of objects"),
         _some(entry["refers_to"]) or "-",
         "usable" if entry["usable"] else "refused",
     )

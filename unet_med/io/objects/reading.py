@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from unet_med.errors import InputRefusedError
+from unet_med.io.objects import OUTLINE_ENDINGS
 from unet_med.io.objects.coco import is_coco, read_coco
 from unet_med.io.objects.drawn import DrawnObjects
 from unet_med.io.objects.geojson import is_geojson, read_geojson
@@ -13,9 +14,6 @@ from unet_med.io.objects.imagej_roi import is_roi_zip, read_imagej_rois
 from unet_med.io.objects.json_files import read_json
 
 OutlineKind = Literal["imagej-roi", "geojson", "coco"]
-
-OUTLINE_ENDINGS = (".roi", ".zip", ".geojson", ".json")
-"""Endings of files that may hold outlines; whether they do, :func:`outline_kind` says."""
 
 
 def outline_kind(path: Path) -> OutlineKind | None:
