@@ -5,8 +5,9 @@ The stores are kept, so that other thresholds can be tried without a network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from unet_med.io.atomic import whole_file
 from unet_med.labels import LabelMap
 from unet_med.manifest import ManifestCase
 from unet_med.metrics import Overlap, case_metrics, match_classes, match_overlap, overlap_table
-from unet_med.volume import Volume
+from unet_med.volume import Region, Volume
 
 IntArray = npt.NDArray[np.integer[Any]]
 BoolArray = npt.NDArray[np.bool_]
@@ -136,15 +137,16 @@ class Truth:
         return cls(objects, unknown, read_target(case, labels, stored), case.case.geometry.spacing_mm)
 
     @classmethod
-    def prepared(cls, case: CachedCase, labels: LabelMap) -> Truth:
-        """Returns what is true of a prepared case, on the network's grid.
+    def prepared(cls, case: CachedCase, labels: LabelMap, part: Region) -> Truth:
+        """Returns what is true of a part of a prepared case, on the network's grid.
 
         Raises:
             ModelError: when it was prepared for a task that tells no objects apart.
         """
-        objects, classes = case.objects(), case.label()
-        if objects is None:
+        numbers = case.objects()
+        if numbers is None:
             raise ModelError("the case was prepared without its objects", case.id, "prepare it for task: instance")
+        objects, classes = numbers[part], case.label()[part]
         return cls(objects, None if labels.ignored is None else classes == labels.ignored, classes, case.spacing_mm)
 
     @property
@@ -173,6 +175,13 @@ def score_objects(found: Objects, truth: Truth, labels: LabelMap) -> dict[str, A
     }
 
 
+def middle_of(shape: Sequence[int]) -> Region:
+    """Returns the part of an image in which objects are looked at to choose thresholds: of a large one its middle."""
+    share = min(1.0, _MOST_VOXELS / max(1, prod(shape))) ** (1 / len(shape))
+    sides = [max(1, int(size * share)) for size in shape]
+    return tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(shape, sides, strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class KnownMaps:
     """The maps of a case whose objects are known.
@@ -190,9 +199,7 @@ class KnownMaps:
     def middle(self) -> tuple[ObjectMaps, IntArray, BoolArray | None, dict[int, int]]:
         """Returns maps, true objects, where nobody labelled, and the objects' classes; of a large image its middle."""
         objects, unknown = self.truth.objects, self.truth.unknown
-        share = min(1.0, _MOST_VOXELS / max(1, objects.size)) ** (1 / objects.ndim)
-        sides = [max(1, int(size * share)) for size in objects.shape]
-        part = tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(objects.shape, sides, strict=True))
+        part = middle_of(objects.shape)
         return self.maps.read(part), objects[part], None if unknown is None else unknown[part], self.truth.kinds()
 
 

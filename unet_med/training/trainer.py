@@ -19,11 +19,10 @@ from unet_med.errors import ConfigError, TrainingError
 from unet_med.inference.device import choose_precision
 from unet_med.inference.engine import EngineRequest, TorchEngine
 from unet_med.inference.maps_store import MapStore
-from unet_med.inference.objects import Truth, class_map, compare_objects
+from unet_med.inference.objects import Truth, compare_objects, middle_of
 from unet_med.inference.stream import ArrayRows, WindowStream, finished_rows, rolling_values
 from unet_med.inference.tiling import window_axes
 from unet_med.instances.decode import Objects, objects_of
-from unet_med.instances.maps import ObjectMaps
 from unet_med.labels import LabelMap
 from unet_med.losses import build_loss
 from unet_med.metrics import confusion_counts, dice_iou, structures
@@ -32,7 +31,7 @@ from unet_med.training.accelerate import Forward, set_up_card
 from unet_med.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from unet_med.training.distributed import BatchSums, Team, shares_by_size
 from unet_med.training.schedule import Schedule
-from unet_med.training.validation import DICE, OBJECTS, Overlaps, mean_scores, object_scores
+from unet_med.training.validation import DICE, OBJECTS, Overlaps, keep_part, mean_scores, object_scores
 from unet_med.transforms.prior import Prior
 from unet_med.volume import Region
 
@@ -232,12 +231,19 @@ class Trainer:
             self.labels.from_outputs(logits, out=mask[rows])
         return mask
 
-    def find(self, network: nn.Module, case: CachedCase) -> Objects:
-        """Returns the objects of a prepared case, cut out as the pipeline says."""
-        maps = MapStore.in_memory(self.labels.outputs, case.shape)
+    def find(
+        self, network: nn.Module, case: CachedCase
+    ) -> tuple[np.ndarray[Any, np.dtype[np.integer[Any]]], Objects, Region]:
+        """Returns the classes of a prepared case's voxels, its objects, cut out as the pipeline says, and where.
+
+        Objects of a large image are looked for in its middle alone.
+        """
+        mask, part = np.zeros(case.shape, dtype=self.labels.dtype), middle_of(case.shape)
+        maps = MapStore.in_memory(self.labels.outputs, [side.stop - side.start for side in part])
         for rows, logits in self._logits(network, case):
-            maps.write(rows, ObjectMaps.from_logits(logits))
-        return objects_of(maps, self.config.instances)
+            self.labels.from_outputs(logits, out=mask[rows])
+            keep_part(maps, part, rows, logits)
+        return mask, objects_of(maps, self.config.instances), part
 
     def _logits(self, network: nn.Module, case: CachedCase) -> Iterator[tuple[Region, torch.Tensor]]:
         """Yields the logits (outputs, *s) of the next rows of a prepared case, and where they lie."""
@@ -265,9 +271,8 @@ class Trainer:
     ) -> tuple[dict[str, float], dict[str, np.ndarray[Any, Any]]]:
         """Returns mean Dice and IoU over cases of each label and region, and the masks of the cases in ``keep``.
 
-        Where objects are told apart, AP pooled over all of them besides (``val/objects/...``); what is compared then is
-        the class of each voxel's object. The cases are dealt out to the team. All of it gets the scores; the masks are
-        with the process that leads.
+        Where objects are told apart, AP pooled over all of them besides (``val/objects/...``). The cases are dealt out
+        to the team. All of it gets the scores; the masks are with the process that leads.
         """
         scores: dict[str, tuple[Overlaps, Mapping[str, Any] | None]] = {}
         masks: dict[str, np.ndarray[Any, Any]] = {}
@@ -278,9 +283,8 @@ class Trainer:
                 case = cases[number]
                 match: Mapping[str, Any] | None = None
                 if self.labels.objects:
-                    found = self.find(network, case)
-                    match = compare_objects(found, Truth.prepared(case, self.labels), self.labels)
-                    mask: np.ndarray[Any, Any] = class_map(found, self.labels)
+                    mask, found, part = self.find(network, case)
+                    match = compare_objects(found, Truth.prepared(case, self.labels, part), self.labels)
                 else:
                     mask = self.predict(network, case)
                 counts = confusion_counts(mask, np.asarray(case.label()), self.labels)

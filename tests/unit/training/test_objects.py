@@ -18,11 +18,14 @@ from unet_med.config import PipelineConfig
 from unet_med.data import CachedCase, prepare_cases
 from unet_med.device_data import DeviceCases, device_batches
 from unet_med.errors import ConfigError
+from unet_med.inference import objects as objects_module
+from unet_med.inference.objects import Truth, compare_objects
 from unet_med.instances.maps import ObjectMaps
 from unet_med.instances.targets import object_targets
 from unet_med.io.cases import Case
 from unet_med.io.nifti import inspect_nifti
 from unet_med.manifest import ManifestCase
+from unet_med.metrics import summarise_objects
 from unet_med.patches import PatchDataset, patch_loader
 from unet_med.training.loop import fit
 from unet_med.training.schedule import schedule_by_epochs
@@ -158,7 +161,7 @@ def test_batches_of_a_device_are_those_of_the_processor(tmp_path: Path) -> None:
             torch.testing.assert_close(ours["distance"], theirs["distance"], atol=1e-3, rtol=0)
 
 
-def test_a_network_learns_border_and_distance(tmp_path: Path) -> None:
+def test_a_network_learns_border_and_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = {"network.features": [8, 16], "network.dropout": 0.0}
     config = config_of(**STILL, **size, **{"training.epochs": 10, "training.steps_per_epoch": 12})
     cases = prepared(tmp_path, config, count=3)
@@ -183,10 +186,18 @@ def test_a_network_learns_border_and_distance(tmp_path: Path) -> None:
     hits = objects = 0
     with trainer.evaluating() as network:
         for case in cases:
-            found, true = trainer.find(network, case), np.asarray(case.objects())
+            (mask, found, _), true = trainer.find(network, case), np.asarray(case.objects())
+            np.testing.assert_array_equal(mask, trainer.predict(network, case))
             hits += count_matches(found.labels, true, 0.5)
             objects += len(found) + len(np.unique(true)) - 1
-        np.testing.assert_array_equal(masks[cases[0].id] > 0, trainer.find(network, cases[0]).labels > 0)
+        np.testing.assert_array_equal(masks[cases[0].id], trainer.predict(network, cases[0]))
+        monkeypatch.setattr(objects_module, "_MOST_VOXELS", 400)
+        _, few, part = trainer.find(network, cases[0])
+    assert few.labels.shape == (25, 25, 1)
+    assert part == (slice(7, 32), slice(7, 32), slice(0, 1))
+    inner = trainer.validate(cases[:1], ())[0]
+    match = compare_objects(few, Truth.prepared(cases[0], labels_of(config), part), labels_of(config))
+    assert inner["val/objects/ap/0.50"] == summarise_objects([match])["ap"]["0.50"]
     assert hits > 5
     assert scores["val/objects/ap/0.50"] == pytest.approx(hits / (objects - hits))
     with torch.no_grad(), trainer.evaluating() as network:
