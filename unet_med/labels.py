@@ -156,6 +156,11 @@ class LabelMap:
         return len(self.regions) or len(self.labels) + 1
 
     @property
+    def softmax_only(self) -> bool:
+        """Whether all outputs go through one softmax, which only knows their differences."""
+        return not self.regions and not self.objects
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """What each output stands for: background and labels, or regions; then what is known of objects."""
         classes = tuple(name for name, _ in self.regions) or ("background", *self.names)

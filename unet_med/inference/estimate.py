@@ -29,6 +29,7 @@ from unet_med.inference.rows import CHUNK_VALUES
 from unet_med.inference.stream import ROWS_READ, rolling_values
 from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.io.cases import Case
+from unet_med.labels import OBJECT_OUTPUTS
 from unet_med.networks import admissible_patch, context_voxels, head_channels, input_channels
 from unet_med.transforms.preprocess import network_axes
 from unet_med.volume import BANDS_BYTES
@@ -40,6 +41,8 @@ _COPIES = 3
 """Of a chunk of logits: blended, brought to the image's grid, and the values that labels are chosen by."""
 _ERROR = 1.25
 """Estimates hold within 25 %: what is not further beyond the free memory than that is tried, with a note."""
+_OBJECT_BYTES = 8
+"""Of a voxel in which objects are told apart: their numbers as they are found and as they are written, their class."""
 _IN_WORK = 3
 """Cases that are read, computed and written at the same time."""
 _SHARE_OF_MEMORY = 0.25
@@ -69,6 +72,7 @@ class CaseSize:
         voxel_bytes: Of a voxel with all channels as it is held in memory.
         frames: Pictures or volumes of this grid.
         on_disk: Whether it is read region by region and its labels lie in a file.
+        label_bytes: Of a voxel, for what is found there.
     """
 
     geometry: Geometry
@@ -76,23 +80,24 @@ class CaseSize:
     voxel_bytes: int
     frames: int = 1
     on_disk: bool = False
+    label_bytes: int = 1
 
     @classmethod
-    def of(cls, case: Case) -> CaseSize:
-        """Returns the size of a case, from its headers."""
+    def of(cls, case: Case, objects: bool = False) -> CaseSize:
+        """Returns the size of a case, from its headers; ``objects``: whether objects are told apart in it."""
         kept = sum(source.channels * np.dtype(source.dtype).itemsize for source in case.sources)
-        return cls(case.geometry, case.channels, kept, len(case.frames))
+        return cls(case.geometry, case.channels, kept, len(case.frames), label_bytes=_OBJECT_BYTES if objects else 1)
 
     @classmethod
-    def as_read(cls, case: Case, memory_gb: float | None, available: int) -> CaseSize:
+    def as_read(cls, case: Case, memory_gb: float | None, available: int, objects: bool = False) -> CaseSize:
         """Returns the size of a case as a model without a first stage will read it; see :meth:`is_large`."""
-        size = cls.of(case)
+        size = cls.of(case, objects)
         return replace(size, on_disk=case.reads_regions and size.is_large(memory_gb, available))
 
     @property
     def image_bytes(self) -> int:
         """Of a frame and its labels, as far as they are in memory."""
-        return BANDS_BYTES if self.on_disk else (self.voxel_bytes + 1) * self.voxels
+        return BANDS_BYTES if self.on_disk else (self.voxel_bytes + self.label_bytes) * self.voxels
 
     def is_large(self, memory_gb: float | None, available: int) -> bool:
         """Whether it is better read region by region than held in memory with the labels of all its frames.
@@ -104,7 +109,7 @@ class CaseSize:
         budget = overlap_bytes(available)
         if memory_gb is not None:
             budget = min(budget, memory_gb * 1e9)
-        return self.image_bytes + (self.frames - 1) * self.voxels > budget
+        return self.image_bytes + (self.frames - 1) * self.label_bytes * self.voxels > budget
 
     @property
     def voxels(self) -> int:
@@ -317,7 +322,8 @@ def held_bytes(size: CaseSize, config: PipelineConfig) -> Held:
     """Returns what prediction holds of a case of this size."""
     axes = _axes(size.geometry, config)
     outputs, dims = _outputs(config), _window(config)[1]
-    channels = min(outputs, head_channels(config.network))
+    differences = not config.regions and not _object_outputs(config)
+    channels = min(outputs - int(differences), head_channels(config.network))
     rolling = [rolling_values(axes, along, channels, CPU_BATCH[dims]) for along in range(len(axes))]
     along = rolling.index(min(rolling))
     thickness = min(axes[along].size, axes[along].window + 2 * axes[along].border)
@@ -328,9 +334,10 @@ def held_bytes(size: CaseSize, config: PipelineConfig) -> Held:
     plane = (size.channels + config.prior_channels) * prod(axis.size for n, axis in enumerate(axes) if n != along)
     prior = prod(axis.size for axis in axes) if config.prior_channels else 0
     labelled = 0 if size.on_disk else size.voxels * size.frames
+    class_bytes = 1 if outputs < 2**8 else 2
     return Held(
         image=BANDS_BYTES if size.on_disk else size.voxel_bytes * size.voxels,
-        mask=(1 if outputs < 2**8 else 2) * (labelled + prior),
+        mask=max(size.label_bytes, class_bytes) * labelled + class_bytes * prior,
         windows=_BYTES * rolling[along],
         slab=_BYTES * plane * (thickness + 2 * min(ROWS_READ, thickness)),
         chunk=_COPIES * _BYTES * outputs * rows,
@@ -450,7 +457,11 @@ def _axes(geometry: Geometry, config: PipelineConfig) -> Sequence[WindowAxis]:
 
 
 def _outputs(config: PipelineConfig) -> int:
-    return len(config.regions or ()) or len(config.labels)
+    return (len(config.regions or ()) or len(config.labels)) + _object_outputs(config)
+
+
+def _object_outputs(config: PipelineConfig) -> int:
+    return len(OBJECT_OUTPUTS) if config.task == "instance" else 0
 
 
 def _network_shape(geometry: Geometry, config: PipelineConfig) -> Sequence[int]:

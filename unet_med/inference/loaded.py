@@ -76,8 +76,15 @@ class LoadedModel:
 
     @property
     def channels(self) -> int:
-        """Channels that are blended: the features of the finest level where they are fewer than the outputs."""
-        return head_channels(self.bundle.config.network) if self.blends_features else self.bundle.labels.outputs
+        """Channels that are blended: features where they are fewer than the outputs; see :attr:`blends_differences`."""
+        if self.blends_features:
+            return head_channels(self.bundle.config.network)
+        return self.bundle.labels.outputs - int(self.blends_differences)
+
+    @property
+    def blends_differences(self) -> bool:
+        """Whether outputs are blended less the first one: a softmax knows no more of them, and one channel is saved."""
+        return not self.blends_features and self.bundle.labels.softmax_only
 
     def with_prior(self, image: Prepared, labels: npt.NDArray[Any]) -> Prepared:
         """Returns the image with a copy of what a cascade's first stage found in it, on the network's grid."""

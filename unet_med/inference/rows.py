@@ -11,11 +11,11 @@ from torch import Tensor
 from unet_med.errors import ModelError
 from unet_med.inference.loaded import LoadedModel, Setting
 from unet_med.inference.quality.evidence import CaseEvidence
-from unet_med.inference.stream import Compare, WindowStream, mirrored
+from unet_med.inference.stream import Compare, Run, WindowStream, mirrored
 from unet_med.transforms.preprocess import Prepared
 from unet_med.transforms.resample import spline_rows, spline_support
 
-CHUNK_VALUES = 2**24
+CHUNK_VALUES = 2**22
 """Numbers that the logits of one chunk of rows hold, where a row is smaller."""
 OUTSIDE_LOGIT = 30.0
 """Certainty given to background where an image was cropped away or nothing was computed."""
@@ -46,11 +46,12 @@ class ModelRows:
         self._orders = prepared.back
         self._shape = tuple(prepared.reference.shape[axis] for axis in prepared.order)
         rule = model.skip(setting.tiles)
+        run = mirrored(self.engine, model.mirror_axes, None if model.blends_features else compare)
         self._stream = WindowStream(
             prepared,
             model.axes(self._grid, setting.tiles),
             along,
-            mirrored(self.engine, model.mirror_axes, None if model.blends_features else compare),
+            _less_the_first(run) if model.blends_differences else run,
             model.channels,
             model.bundle.dims,
             setting.tiles.batch,
@@ -111,6 +112,8 @@ class ModelRows:
     def logits(self, start: int, stop: int) -> Tensor:
         """Returns (outputs, *s) float32 for the rows from ``start`` to ``stop``, which must be ready.
 
+        Those of a softmax are relative to the first output, which is then 0.
+
         Raises:
             ModelError: when they are not finite in float32.
         """
@@ -142,11 +145,18 @@ class ModelRows:
         gaps = None
         if self._stream.holds_gaps:
             values, gaps = values[:-1], values[-1] > 0.5
-        logits = self._from_features(values) if self._model.blends_features else values
+        logits = self._logits_of(values)
         self._check(logits)
         if gaps is not None and bool(gaps.any()):
             logits = torch.where(gaps, self._outside(logits.ndim, logits.device), logits)
         return logits
+
+    def _logits_of(self, blended: Tensor) -> Tensor:
+        if self._model.blends_features:
+            return self._from_features(blended)
+        if self._model.blends_differences:
+            return torch.cat([blended.new_zeros((1, *blended.shape[1:])), blended])
+        return blended
 
     def _from_features(self, features: Tensor) -> Tensor:
         """The head is a 1x1 convolution: a matrix product over the channels."""
@@ -172,6 +182,16 @@ class ModelRows:
         if not labels.regions:
             values[0] = OUTSIDE_LOGIT
         return values.view(-1, *[1] * (ndim - 1))
+
+
+def _less_the_first(run: Run) -> Run:
+    """Returns what a network puts out less its first output, without that one, which would be 0."""
+
+    def differences(batch: Tensor) -> Tensor:
+        outputs = run(batch)
+        return outputs[:, 1:] - outputs[:, :1]
+
+    return differences
 
 
 def averaged(

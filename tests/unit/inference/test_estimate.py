@@ -69,10 +69,15 @@ def test_what_is_held_by_hand(tiny_bundle) -> None:
     assert held.slab == 4 * (16 + 2 * 16) * 20 * 30, "and sixteen rows twice while they are read"
     assert held.chunk == 3 * 4 * 3 * 16 * 20 * 30, "no more rows become final at a time than a window has"
     slab_of_many = held_bytes(_size((600, 600, 600)), config).chunk
-    assert slab_of_many == 3 * 4 * 3 * (2**24 // 3), "a chunk is no larger than this"
+    assert slab_of_many == 3 * 4 * 3 * (2**22 // 3), "a chunk is no larger than this"
     assert held.total == held.image + held.mask + held.windows + held.slab + held.chunk
     longer = held_bytes(_size((20, 30, 200)), config)
     assert (longer.windows, longer.slab) == (held.windows, held.slab)
+
+
+def test_of_a_softmax_one_channel_less_is_held(tiny_bundle) -> None:
+    config = load_bundle(tiny_bundle()).config.replacing({"network.features": [8, 8]})
+    assert held_bytes(_size((20, 30, 100)), config).windows == 4 * (3 - 1) * (16 + 1) * 20 * 30
 
 
 def test_only_image_and_mask_grow_with_the_length(tiny_bundle) -> None:
