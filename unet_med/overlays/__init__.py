@@ -8,8 +8,9 @@ superior are up) and letters say so; otherwise the stored axes are shown as they
 from __future__ import annotations
 
 from unet_med.overlays.canvas import Picture
+from unet_med.overlays.heat import heat_preview
 from unet_med.overlays.objects import object_colours, object_preview
 from unet_med.overlays.outlines import outline_preview
 from unet_med.overlays.planes import PERCENTILES, to_lpi
 
-__all__ = ["PERCENTILES", "Picture", "object_colours", "object_preview", "outline_preview", "to_lpi"]
+__all__ = ["PERCENTILES", "Picture", "heat_preview", "object_colours", "object_preview", "outline_preview", "to_lpi"]
