@@ -34,7 +34,7 @@ SURFACE = {
     "doctor": "target input_",
     "info": "model",
     "import-nnunet": "folder out --fold --checkpoint --name --orientation --overwrite",
-    "compare": "run_a run_b",
+    "compare": "run_a run_b --out --data --store --device",
     "match": "pipeline --data --out --kinds --fold --max-minutes --device --set",
     "retune": "folder --set --data",
     "learning-curve": "pipeline --data --out --sizes --fold --max-minutes --device --set",

@@ -113,14 +113,14 @@ def _drawn(plane: Plane, objects: ObjectArray, look: _Look, window: tuple[float,
     fill = (shown > 0)[..., None] * _FILLED
     picture = np.asarray(np.rint(picture * (1 - fill) + own[inverse] * fill), dtype=np.uint8)
     lines = np.array([look.lines(int(number)) for number in numbers], dtype=np.uint8)
-    edges = _edges(shown)
+    edges = borders(shown)
     if len(look.label_map.labels) > 1:
-        edges |= _edges(np.where(edges, 0, shown))
+        edges |= borders(np.where(edges, 0, shown))
     picture[edges] = lines[inverse[edges]]
     return with_letters(picture, plane, title)
 
 
-def _edges(objects: ObjectArray) -> npt.NDArray[np.bool_]:
+def borders(objects: ObjectArray) -> npt.NDArray[np.bool_]:
     """Returns the outermost pixels inside of each object; the picture's edge is no border."""
     edges = np.zeros(objects.shape, dtype=np.bool_)
     for one, other in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):

@@ -53,12 +53,22 @@ def outline_preview(
     if truth is not None and label_map.ignored is not None:
         truth = np.where(truth == label_map.ignored, 0, truth)
     planes = planes_of(image, labels, truth, spacing_mm, orientation, ("labels", "reference labels"))
-    body = in_a_row([_draw(plane, label_map, grey_window(planes)) for plane in planes])
+    body = in_a_row([drawn_outlines(plane, label_map, grey_window(planes)) for plane in planes])
     shown = np.unique(np.concatenate([np.unique(plane.labels) for plane in planes]))
     return with_legend(body, _legend(label_map, shown.tolist(), truth is not None, bool(planes[0].letters)))
 
 
-def _draw(plane: Plane, label_map: LabelMap, window: tuple[float, float]) -> Picture:
+def drawn_outlines(plane: Plane, label_map: LabelMap, window: tuple[float, float]) -> Picture:
+    """Returns a plane with the outlines of its labels and, in dashed white, those of its reference.
+
+    Args:
+        plane: What is drawn.
+        label_map: Names and colours.
+        window: Grey values that are shown black and white.
+
+    Returns:
+        (rows, columns, 3), ``plane.size`` large.
+    """
     picture = screen_pixels(plane, window)
     labels = enlarged(plane.labels, plane.size)
     width = 2 if min(plane.size) >= 200 else 1

@@ -13,8 +13,9 @@ import numpy as np
 from unet_med.errors import UsageError
 from unet_med.io.atomic import write_json
 from unet_med.manifest import Manifest, ManifestCase, load_manifest, save_manifest
+from unet_med.review.comparison import MEAN, Scores, compared
 from unet_med.review.paired import PairedDifference, mean_interval
-from unet_med.workflows.compare import MEAN, Scores, compared, read_scores
+from unet_med.workflows.compare import read_scores
 from unet_med.workflows.outcome import Outcome
 from unet_med.workflows.session import JOURNAL
 from unet_med.workflows.train import train
