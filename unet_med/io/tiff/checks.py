@@ -14,6 +14,8 @@ from unet_med.errors import InputRefusedError
 from unet_med.io.reading import COPY_FILE_AGAIN
 
 _BIG_TIFF = 43
+_HAMAMATSU = ".ndpi"
+"""Ending of slides that are TIFF but for links of 64 bits."""
 _MOST_PAGES = 2**21
 _MOST_TAGS = 2**16
 _OF_NAMED_PLANES = ("ome", "mmstack", "ndtiff")
@@ -54,6 +56,8 @@ def check_chain(path: Path) -> None:
             return
         big = struct.unpack(f"{order}H", start[2:4])[0] == _BIG_TIFF
         link, number, tag = ("Q", "Q", 20) if big else ("I", "H", 12)
+        if order == "<" and not big and path.suffix.lower() == _HAMAMATSU:
+            link = "Q"
         place, seen = struct.unpack_from(order + link, start, 8 if big else 4)[0], set[int]()
         while 0 < place < 2**63:
             if place in seen or len(seen) >= _MOST_PAGES:

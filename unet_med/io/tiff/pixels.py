@@ -65,7 +65,7 @@ def select(series: tifffile.TiffPageSeries, index: Index) -> npt.NDArray[Any]:
 def _by_segments(page: Any) -> bool:
     """Whether pages can be read in parts: all but a few odd encodings."""
     whole_only = page.is_contiguous and not page.is_final
-    return not whole_only and page.jpegheader is None and set(page.axes) <= set("SZYX")
+    return not whole_only and set(page.axes) <= set("SZYX")
 
 
 def _reopened(series: tifffile.TiffPageSeries) -> npt.NDArray[Any]:
@@ -107,7 +107,7 @@ def _decoded(file: BinaryIO, page: Any, rows: range, columns: range) -> npt.NDAr
     key = page.keyframe
     planes, depth, _, _, samples = key.shaped
     result = np.zeros((planes, depth, len(rows), len(columns), samples), dtype=key.dtype)
-    more = {"jpegtables": page.jpegtables, "jpegheader": None} if key.compression in _JPEG else {}
+    more = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader} if key.compression in _JPEG else {}
     for number in _segments(key, rows, columns):
         data = _bytes(file, page, number)
         segment, (plane, deep, top, left, _), shape = key.decode(data, number, **more)

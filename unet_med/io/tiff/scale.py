@@ -1,7 +1,7 @@
 """What the headers of a TIFF series say of sizes, times and the names of channels.
 
 A pixel size counts when it is declared for microscopes (OME PhysicalSize, ImageJ's unit, Zeiss LSM's voxel size, a
-slide scanner's MPP); the resolution tag of plain TIFF is a printer's and does not.
+slide scanner's MPP, or the resolution of Hamamatsu's slides); that tag of plain TIFF is a printer's and does not.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from unet_med.io.tiff import ome
 
 _TAG_X_RESOLUTION = 282
 _TAG_Y_RESOLUTION = 283
+_TAG_RESOLUTION_UNIT = 296
+_CENTIMETRE = 3
 _INCH = 25.4
 _RGB_PHOTOMETRIC = (2, 6)
 _MICRONS_PER_PIXEL = re.compile(r"\bMPP\s*=\s*([0-9.]+)")
@@ -61,6 +63,9 @@ def scale_of(
     if series.kind == "svs" and (found := _MICRONS_PER_PIXEL.search(series.keyframe.description)):
         microns = sensible(float(found[1]), 1e-3)
         return _scale([microns, microns, None][:ndim], None)
+    if series.kind == "ndpi" and series.keyframe.tags.valueof(_TAG_RESOLUTION_UNIT) == _CENTIMETRE:
+        sizes = [sensible(1 / dots, 10.0) if dots else None for dots in _resolutions(series)]
+        return _scale([*sizes, None][:ndim], None)
     return Scale(None, None, ("no pixel size",))
 
 
