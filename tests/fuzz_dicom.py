@@ -818,7 +818,8 @@ def run(options: argparse.Namespace) -> Summary:
     return summary
 
 
-def main() -> None:
+def main(run: Callable[[argparse.Namespace], Summary] = run, worker: Callable[[], None] = worker) -> None:
+    """Reads the command line, fuzzes, and tells what was found; it is that of every fuzzer."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=0)

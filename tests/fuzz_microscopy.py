@@ -480,28 +480,5 @@ def run(options: argparse.Namespace) -> base.Summary:
     return summary
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int)
-    parser.add_argument("--keep", type=Path)
-    parser.add_argument("--worker", action="store_true")
-    options = parser.parse_args()
-    if options.worker:
-        worker()
-        return
-    started = time.monotonic()
-    summary = run(options)
-    print(f"{summary.files} mutated files in {time.monotonic() - started:.0f} s, seed {options.seed}")
-    for outcome, count in sorted(summary.outcomes.items()):
-        print(f"{count:>7} {outcome}")
-    print(f"slowest: {summary.slowest:.2f} s; most memory: {summary.memory:.0f} MB")
-    print(f"{len(summary.findings)} findings")
-    for finding in summary.findings:
-        print(finding)
-    sys.exit(1 if summary.findings else 0)
-
-
 if __name__ == "__main__":
-    main()
+    base.main(run, worker)

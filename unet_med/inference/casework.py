@@ -349,10 +349,10 @@ class CaseWork:
 
     def _write_tables(self) -> list[Path]:
         """Writes the tables of objects, and tells the sink what its numbers stand for."""
-        frames = {frame.number: frame.table for frame in self._frames if frame.table is not None}
-        if not frames:
+        tables = [frame.table for frame in self._frames if frame.table is not None]
+        if not tables:
             return []
-        table = table_of_frames(frames)
+        table = table_of_frames(tables)
         if isinstance(self._sink, TiffMaskSink | VolumeMaskSink):
             self._sink.describe(table)
         try:

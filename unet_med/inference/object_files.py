@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,10 +40,9 @@ def table_of(objects: Objects, volume: Volume, channels: Sequence[str], labels: 
     )
 
 
-def table_of_frames(tables: Mapping[int, ObjectTable]) -> ObjectTable:
-    """Returns one table; that of a movie has a column for the frame."""
-    parts = list(tables.values())
-    return parts[0] if len(parts) == 1 else joined(parts, frame=list(tables))
+def table_of_frames(tables: Sequence[ObjectTable]) -> ObjectTable:
+    """Returns one table; that of a movie has a column for the frame, its position in the mask."""
+    return tables[0] if len(tables) == 1 else joined(tables, frame=list(range(len(tables))))
 
 
 def write_tables(table: ObjectTable, folder: Path, name: str) -> list[Path]:
