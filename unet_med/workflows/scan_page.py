@@ -62,13 +62,18 @@ def write_page(path: Path, result: Mapping[str, Any], found: Discovery) -> None:
     Raises:
         MachineError: The disk is full or the folder cannot be written.
     """
-    side = next((side for count, side in _SIDES if len(found.usable) <= count), _SMALL_SIDE)
-    pictures = {ref.id: _picture(ref, side) for ref in track(found.usable, "drawing pictures")}
+    side = picture_side(len(found.usable))
+    pictures = {ref.id: picture_of(ref, side) for ref in track(found.usable, "drawing pictures")}
     with whole_file(path, path.name) as part:
         part.write_text(page(result, pictures), encoding="utf-8")
 
 
-def _picture(ref: SourceRef, side: int) -> Thumbnail | str:
+def picture_side(count: int) -> int:
+    """Returns the longest side, in pixels, of each of many pictures on a page."""
+    return next((side for most, side in _SIDES if count <= most), _SMALL_SIDE)
+
+
+def picture_of(ref: SourceRef, side: int) -> Thumbnail | str:
     """Returns the picture of a source, or why there is none."""
     if may_carry_a_name(ref):
         return "not shown: text in the pixels may tell a name"
@@ -221,12 +226,13 @@ def _card(one: Mapping[str, Any], picture: Thumbnail | str, truth: Sequence[Mapp
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in one["notes"])
     return (
-        f'<article class="card" id="{escape(one["id"])}">{_figure(picture)}<div class="text">'
+        f'<article class="card" id="{escape(one["id"])}">{figure_of(picture)}<div class="text">'
         f"<code>{escape(one['id'])}</code>{rows}{links}{f'<ul>{notes}</ul>' if notes else ''}</div></article>"
     )
 
 
-def _figure(picture: Thumbnail | str) -> str:
+def figure_of(picture: Thumbnail | str) -> str:
+    """Returns a picture for a page, or in its place why there is none."""
     if isinstance(picture, str):
         return f'<div class="picture empty"><span>{escape(picture)}</span></div>'
     places = zip(picture.letters, ("left", "right", "top", "bottom"), strict=False)
