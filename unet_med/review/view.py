@@ -209,7 +209,9 @@ class _Turned:
 
 
 def _numbers(channels: Sequence[object]) -> tuple[str, ...]:
-    return tuple(f"channel {number}" for number in range(1, len(channels) + 1)) if len(channels) > 1 else ("image",) * len(channels)
+    if len(channels) < 2:
+        return ("image",) * len(channels)
+    return tuple(f"channel {number}" for number in range(1, len(channels) + 1))
 
 
 def _is_photograph(image: npt.NDArray[Any], geometry: Geometry) -> bool:
