@@ -18,20 +18,24 @@ import numpy.typing as npt
 
 from unet_med.config import PipelineConfig
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError
+from unet_med.geometry import reorient
 from unet_med.identity import case_tag
+from unet_med.instances.target_parts import write_targets
 from unet_med.instances.targets import ObjectTargets, object_targets
-from unet_med.io.mapped import fresh
+from unet_med.io.mapped import fresh, let_go
 from unet_med.labels import LabelMap
 from unet_med.losses import border_weight_map
 from unet_med.manifest import ManifestCase
 from unet_med.transforms.preprocess import Prepared, Preprocessor
+from unet_med.transforms.resample import LabelSlabs, write_labels
 from unet_med.transforms.stains import CHANNELS as COLOURS
 from unet_med.transforms.stains import Tint
-from unet_med.volume import Volume, bands
+from unet_med.volume import Volume, bands, slabs
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+LabelArray = npt.NDArray[np.integer[Any]]
 
 _FOREGROUND_VOXELS = 5000
 """Positions remembered for each label and case, to centre patches on."""
@@ -170,19 +174,23 @@ def _prepare_case(
 ) -> CachedCase:
     folder = cache / _cache_key(case, config, labels)
     if not (folder / "done.json").exists():
-        stored = case.case.read_label()
-        volume = case.case.look()
+        stored, volume = case.case.look_label(), case.case.look()
         prepared = preprocessor.prepare(volume)
-        spacing = prepared.geometry.spacing_mm
-        label, objects = _on_grid(case, labels, stored, preprocessor, prepared)
-        weight = None
-        if config.loss.kind == "border_cross_entropy":
-            weight = border_weight_map(objects, config.loss.border_w0, config.loss.border_sigma_voxels)
-        told_apart = None
-        if labels.objects:
-            told_apart = objects, object_targets(objects, spacing, config.instances.border_voxels)
-        image = prepared.array if prepared.slowest is None else prepared
-        write_case(folder, image, label, weight, spacing, labels.ignored, told_apart, _tint(volume, prepared))
+        spacing, tint = prepared.geometry.spacing_mm, _tint(volume, prepared)
+        weighted = config.loss.kind == "border_cross_entropy"  # by all objects of an image at once
+        if not stored.in_memory and not weighted:
+            parts = _LabelInParts(case, labels, stored, prepared, config.instances.border_voxels)
+            write_case(folder, prepared, parts, None, spacing, labels.ignored, tint=tint)
+        else:
+            label, objects = _on_grid(case, labels, np.asarray(stored.array)[0], preprocessor, prepared)
+            weight = None
+            if weighted:
+                weight = border_weight_map(objects, config.loss.border_w0, config.loss.border_sigma_voxels)
+            told_apart = None
+            if labels.objects:
+                told_apart = objects, object_targets(objects, spacing, config.instances.border_voxels)
+            image = prepared.array if prepared.slowest is None else prepared
+            write_case(folder, image, label, weight, spacing, labels.ignored, told_apart, tint)
     meta = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     spacing_mm = None if meta["spacing_mm"] is None else tuple(meta["spacing_mm"])
     return CachedCase(case.id, folder, tuple(meta["shape"]), spacing_mm)
@@ -205,12 +213,7 @@ def _on_grid(
     prepared: Prepared,
 ) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]]]:
     """Returns labels and objects on the network's grid; where nothing counts objects, each label is one."""
-    if labels.objects and not case.case.instances:
-        raise InputRefusedError(
-            "the label image holds kinds, not numbers of objects",
-            case.id,
-            "make the manifest with --task instance, or set task to semantic",
-        )
+    _check_kind(case, labels)
     label: npt.NDArray[np.integer[Any]]
     if labels.objects:
         objects = preprocessor.prepare_label(stored, prepared)
@@ -219,6 +222,76 @@ def _on_grid(
         label = preprocessor.prepare_label(read_target(case, labels, stored), prepared)
         objects = preprocessor.prepare_label(stored, prepared) if case.case.instances else label
     return label, objects if labels.ignored is None else objects * (objects != labels.ignored)
+
+
+def _check_kind(case: ManifestCase, labels: LabelMap) -> None:
+    if labels.objects and not case.case.instances:
+        raise InputRefusedError(
+            "the label image holds kinds, not numbers of objects",
+            case.id,
+            "make the manifest with --task instance, or set task to semantic",
+        )
+
+
+class _LabelInParts:
+    """The label of a case that is not in memory; is written on the network's grid when it is called.
+
+    Args:
+        case: The case.
+        labels: What is learnt.
+        stored: Its label, not in memory.
+        prepared: Its image.
+        border_voxels: Of objects, see :func:`unet_med.instances.targets.object_targets`.
+    """
+
+    def __init__(
+        self, case: ManifestCase, labels: LabelMap, stored: Volume, prepared: Prepared, border_voxels: float
+    ) -> None:
+        _check_kind(case, labels)
+        self._case = case
+        self._labels = labels
+        self._prepared = prepared
+        self._border_voxels = border_voxels
+        turned = reorient(stored.array, prepared.order, prepared.flips)
+        self._stored = turned[(slice(None), *prepared.box)]
+
+    def __call__(self, folder: Path) -> npt.NDArray[np.integer[Any]]:
+        """Writes ``label.npy``, and what is learnt of objects, into a folder; returns the label."""
+        label = self._file(folder, "label", target_type(self._labels))
+        if self._labels.objects:
+            objects = self._file(folder, "objects", np.uint32)
+            self._resample(lambda stored: stored, objects)
+            self._classify(objects, label)
+            targets = ObjectTargets(*(self._file(folder, name, np.uint8) for name in ("border", "distance")))
+            write_targets(objects, targets, self._prepared.geometry.spacing_mm, self._border_voxels)
+        else:
+            self._resample(lambda stored: read_target(self._case, self._labels, stored), label)
+        return label
+
+    def _file(self, folder: Path, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        return fresh(folder / f"{name}.npy", self._prepared.geometry.shape, dtype, fortran_order=True)
+
+    def _resample(self, read: Callable[[LabelArray], LabelArray], out: LabelArray) -> None:
+        """Writes what ``read`` makes of the stored values, in the order of their file."""
+        axis = self._prepared.slowest or 0
+        axes = (axis, *(other for other in range(out.ndim) if other != axis))
+        rows = LabelSlabs(self._stored.transpose(0, *(one + 1 for one in axes)), read)
+        write_labels(rows, out.transpose(axes))
+
+    def _classify(self, objects: LabelArray, label: LabelArray) -> None:
+        """Writes the class of each voxel, and takes voxels that nobody labelled from the objects."""
+        for part in slabs(objects, _SLAB_VOXELS):
+            numbers = np.array(objects[part])
+            label[part] = read_target(self._case, self._labels, numbers)
+            if self._labels.ignored is not None:
+                objects[part] = np.where(numbers == self._labels.ignored, 0, numbers)
+            let_go(objects)
+            let_go(label)
+
+
+def target_type(labels: LabelMap) -> np.dtype[Any]:
+    """Returns the type that holds all values which a network learns."""
+    return np.dtype(np.uint8 if max(len(labels.labels), labels.ignored or 0) < 2**8 else np.uint16)
 
 
 def read_target(
@@ -232,7 +305,6 @@ def read_target(
         InputRefusedError: if the label image holds a value that is no label.
     """
     stored = case.case.read_label() if stored is None else stored
-    dtype = np.uint8 if max(len(labels.labels), labels.ignored or 0) < 256 else np.uint16
     if case.case.instances:
         stored = replace(case.case, unlabelled=labels.ignored).classes_of(stored)
     values = np.unique(stored)
@@ -243,13 +315,13 @@ def read_target(
             case.id,
             "see `unet-med check` on the manifest",
         )
-    return np.asarray(stored, dtype=dtype)
+    return np.asarray(stored, dtype=target_type(labels))
 
 
 def write_case(
     folder: Path,
     image: npt.NDArray[np.float32] | Prepared,
-    label: npt.NDArray[np.integer[Any]],
+    label: LabelArray | Callable[[Path], LabelArray],
     weight: npt.NDArray[np.float32] | None,
     spacing: tuple[float, ...] | None,
     ignored: int | None = None,
@@ -261,7 +333,8 @@ def write_case(
     Args:
         folder: Where :class:`CachedCase` will find it.
         image: (C, *s) float32, normalised; or what it is read from, part by part.
-        label: (*s) integers.
+        label: (*s) integers; or what writes ``label.npy`` into a folder, with what is learnt of objects, and returns
+            it.
         weight: (*s) float32 or ``None``.
         spacing: mm along each axis, or ``None``.
         ignored: Value of voxels that nobody labelled.
@@ -276,7 +349,10 @@ def write_case(
     try:
         part.mkdir(parents=True)
         _save_image(part / "image.npy", image)
-        np.save(part / "label.npy", label)
+        if isinstance(label, np.ndarray):
+            np.save(part / "label.npy", label)
+        else:
+            label = label(part)
         positions = _positions(label, ignored)
         np.save(part / "foreground.npy", positions)
         if weight is not None:
@@ -294,11 +370,12 @@ def write_case(
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise MachineError(
             f"the cache of prepared cases cannot be written ({error.strerror})",
             remedy="free some disk space, then start the same command with --resume",
         ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _save_image(path: Path, image: npt.NDArray[np.float32] | Prepared) -> None:
@@ -311,6 +388,8 @@ def _save_image(path: Path, image: npt.NDArray[np.float32] | Prepared) -> None:
 
 def _positions(label: npt.NDArray[np.integer[Any]], ignored: int | None) -> npt.NDArray[np.int32]:
     """Returns what :meth:`CachedCase.foreground` does: up to 5000 evenly chosen positions of each label."""
+    if not label.flags.c_contiguous:  # as one in a file that was written in parts: in the order of its file
+        return np.hstack([(found := _positions(label.T, ignored))[:, :1], found[:, :0:-1]])
     planes = max(1, _SLAB_VOXELS // max(1, prod(label.shape[1:])))
     slabs = [label[start : start + planes] for start in range(0, len(label), planes)]
     found = sorted({int(value) for slab in slabs for value in np.unique(slab)} - {0, ignored})
@@ -325,6 +404,7 @@ def _chosen(slabs: Sequence[npt.NDArray[np.integer[Any]]], value: int, ignored: 
     """Returns the flat indices of some voxels of a value, in order: all of them where there are few."""
 
     def holds(slab: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+        let_go(slab)  # of what was looked at before nothing stays in memory
         return np.asarray(slab != ignored if value == ANNOTATED else slab == value)
 
     counts = [int(np.count_nonzero(holds(slab))) for slab in slabs]

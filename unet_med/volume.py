@@ -57,6 +57,12 @@ class Volume:
         """Number of channels."""
         return int(self.array.shape[0])
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether its array is one; else it is a :class:`LazyArray`."""
+        array: object = self.array
+        return not isinstance(array, LazyArray)
+
 
 @runtime_checkable
 class ImageSource(Protocol):

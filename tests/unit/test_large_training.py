@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from large_images import picture
 from unet_med import data
 from unet_med.bundle import load_bundle
 from unet_med.data import ANNOTATED, CachedCase, prepare_cases
+from unet_med.errors import NothingUsableError
 from unet_med.io.cases import Case
 from unet_med.io.tiff import inspect_tiff
 from unet_med.io.tiff.source import TiffSource
@@ -21,53 +24,115 @@ from unet_med.patches import PatchDataset
 from unet_med.planning import fingerprint
 
 
-def _slide(folder: Path) -> ManifestCase:
-    """Two channels and their labels, in tiles."""
+def _slide(folder: Path, wrong: int = 0) -> ManifestCase:
+    """Two channels and their labels, in tiles; the last voxel may have a label that there is not."""
     image = picture((150, 70), channels=2)
     label = (image[0] > 1300).astype(np.uint8) + (image[0] > 1700)
+    label[-1, -1] = wrong or label[-1, -1]
+    sizes = {"PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0}
     options: dict[str, Any] = {"ome": True, "photometric": "minisblack", "tile": (32, 32)}
-    tifffile.imwrite(folder / "slide.tif", image, metadata={"axes": "CYX"}, **options)
-    tifffile.imwrite(folder / "label.tif", label, metadata={"axes": "YX"}, **options)
+    tifffile.imwrite(folder / "slide.tif", image, metadata={"axes": "CYX", **sizes}, **options)
+    tifffile.imwrite(folder / "label.tif", label, metadata={"axes": "YX", **sizes}, **options)
     refs = [inspect_tiff(folder / name)[0] for name in ("slide.tif", "label.tif")]
     return ManifestCase("x", Case("x", (refs[0],), refs[1]), 0, "x", {"image": "0" * 64, "label": "1" * 64})
 
 
-@pytest.mark.parametrize("changes", [{}, {"preprocess__crop_to_nonzero": True}])
-def test_a_large_case_is_prepared_as_any_other(tiny_bundle, tmp_path: Path, monkeypatch, changes) -> None:
-    bundle = load_bundle(tiny_bundle(dims=2, channels=2, **changes))
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """Takes every image for large from now on, and returns how many bytes are read at a time."""
+
+    def begin() -> list[int]:
+        monkeypatch.setattr("unet_med.io.cases.LARGE_BYTES", 0)
+        monkeypatch.setattr("unet_med.volume._BAND_BYTES", 2**12)
+        monkeypatch.setattr("unet_med.transforms.resample._LABEL_VOXELS", 700)
+        monkeypatch.setattr("unet_med.io.objects.boxes._BLOCK", {2: 16, 3: 8})
+        read: list[int] = []
+        true_read = TiffSource.read
+
+        def watched(self: Any, *places: Any, **named: Any) -> Any:
+            found = true_read(self, *places, **named)
+            read.append(found.array.nbytes)
+            return found
+
+        monkeypatch.setattr(TiffSource, "read", watched)
+        return read
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"preprocess__crop_to_nonzero": True}, {"preprocess__spacing_mm": [1.5e-3, 0.8e-3]}]
+)
+def test_a_large_case_is_prepared_as_any_other(tiny_bundle, tmp_path: Path, large, changes) -> None:
+    bundle = load_bundle(tiny_bundle(dims=2, channels=2, sampling__foreground_share=0.0, **changes))
     case = _slide(tmp_path)
 
     def prepared(name: str) -> CachedCase:
         return prepare_cases([case], bundle.config, bundle.labels, tmp_path / name, lambda some, _: some).cases[0]
 
     usual = prepared("usual")
-    monkeypatch.setattr("unet_med.io.cases.LARGE_BYTES", 0)
-    monkeypatch.setattr("unet_med.volume._BAND_BYTES", 2**12)
-    read: list[int] = []
-    true_read = TiffSource.read
-
-    def watched(self: Any, *places: Any, **named: Any) -> Any:
-        found = true_read(self, *places, **named)
-        read.append(found.array.nbytes)
-        return found
-
-    monkeypatch.setattr(TiffSource, "read", watched)
-    large = prepared("large")
-    assert max(read) <= 150 * 70 * 2  # the label, as a whole; never the image
-    assert np.allclose(large.image(), usual.image(), atol=1e-5)
-    assert np.array_equal(large.label(), usual.label())
-    assert np.array_equal(large.foreground(), usual.foreground())
-    samples = [PatchDataset([one], bundle.config)[5] for one in (usual, large)]
-    assert np.allclose(samples[0]["image"], samples[1]["image"], atol=1e-4)
+    read = large()
+    found = prepared("large")
+    assert 0 < max(read) <= 150 * 70 * 4 / 8  # neither the image nor its label as a whole
+    assert np.allclose(found.image(), usual.image(), atol=1e-4)
+    assert np.array_equal(found.label(), usual.label()) and found.labels == usual.labels
+    places = found.foreground()
+    assert np.array_equal(np.bincount(places[:, 0]), np.bincount(usual.foreground()[:, 0]))
+    assert len(np.unique(places, axis=0)) == len(places)
+    assert np.array_equal(np.asarray(usual.label())[tuple(places[:, 1:].T)], places[:, 0])
+    samples = [PatchDataset([one], bundle.config)[5] for one in (usual, found)]
+    assert np.allclose(samples[0]["image"], samples[1]["image"], atol=1e-3)
+    assert np.array_equal(samples[0]["label"], samples[1]["label"])
 
 
-def test_a_large_case_is_planned_with_as_any_other(tmp_path: Path, monkeypatch) -> None:
-    case = _slide(tmp_path).case
-    usual = fingerprint([case], 3)
-    monkeypatch.setattr("unet_med.io.cases.LARGE_BYTES", 0)
-    monkeypatch.setattr("unet_med.volume._BAND_BYTES", 2**12)
-    large = fingerprint([case], 3)
-    assert large == usual
+@pytest.mark.parametrize("ignored", [None, 200])
+def test_objects_of_a_large_case_are_prepared_as_any_other(tiny_bundle, tmp_path: Path, large, ignored) -> None:
+    bundle = load_bundle(tiny_bundle(dims=2, task="instance", ignore_label=ignored))
+    image = picture((60, 90))[0]
+    objects = np.zeros((60, 90), np.uint16)
+    for number, (row, column) in enumerate(np.ndindex(5, 6), start=1):
+        objects[12 * row + 1 : 12 * row + 12, 15 * column : 15 * column + 14 - row] = number
+    if ignored is not None:
+        objects[20:40, 30:50] = ignored
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "b.tif", objects, photometric="minisblack", tile=(16, 16))
+    refs = [inspect_tiff(tmp_path / name)[0] for name in ("a.tif", "b.tif")]
+    classes = {number: 1 + number % 2 for number in range(1, 31)}
+    known = Case("x", (refs[0],), refs[1], instances=True, classes=classes, unlabelled=ignored)
+    case = ManifestCase("x", known, 0, "x", {"image": "0" * 64, "label": "1" * 64})
+
+    def prepared(name: str) -> CachedCase:
+        return prepare_cases([case], bundle.config, bundle.labels, tmp_path / name, lambda some, _: some).cases[0]
+
+    usual = prepared("usual").arrays()
+    read = large()
+    found = prepared("large")
+    assert 0 < max(read) <= 60 * 90 * 2 / 2
+    assert {"label", "border", "distance"} < usual.keys() == found.arrays().keys()
+    for name, array in found.arrays().items():
+        assert np.allclose(array, usual[name], atol=1e-5), name
+    whole = np.where(objects == (ignored or 0), 0, objects).T
+    assert np.array_equal(np.load(found.folder / "objects.npy"), whole)
+    assert sorted(set(found.foreground()[:, 0].tolist())) == ([1, 2] if ignored is None else [ANNOTATED, 1, 2])
+
+
+def test_a_large_case_with_a_wrong_label_leaves_nothing_behind(tiny_bundle, tmp_path: Path, large) -> None:
+    bundle = load_bundle(tiny_bundle(dims=2, channels=2))
+    case = _slide(tmp_path, wrong=7)
+    large()
+    with pytest.raises(NothingUsableError, match="holds \\[7\\]"):
+        prepare_cases([case], bundle.config, bundle.labels, tmp_path / "cache", lambda some, _: some)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize(("instances", "ignore"), [(False, None), (False, 2), (True, None)])
+def test_a_large_case_is_planned_with_as_any_other(tmp_path: Path, large, instances: bool, ignore) -> None:
+    case = replace(_slide(tmp_path).case, instances=instances)
+    usual = fingerprint([case], 3, ignore=ignore)
+    read = large()
+    assert fingerprint([case], 3, ignore=ignore) == usual
+    assert 0 < max(read) <= 150 * 70 * 4 / 8
+    assert (usual.objects is not None) == instances
     assert usual.cases[0].shape == (70, 150) and len(usual.channels) == 2
 
 

@@ -18,6 +18,7 @@ from unet_med.doctoring.findings import Interpolated
 from unet_med.doctoring.labelling import BORDER_SHARE, THICK_SHARE, LabelMeasures
 from unet_med.doctoring.looking import Seen, grey_of, labels_of
 from unet_med.doctoring.place import LEAST_SHIFT_VOXELS, Placement, best_shift
+from unet_med.doctoring.thinning import step_of, thinned
 from unet_med.errors import InputRefusedError
 from unet_med.io.cases import Case
 from unet_med.manifest import Finding, LabelScan
@@ -244,13 +245,15 @@ def shifted(cases: Sequence[_Measured], ignore: int | None) -> list[Finding]:
 
 
 def _better_place(case: Case, ignore: int | None, sign: float) -> tuple[tuple[int, ...], float]:
-    frame = case.frames[0]
+    frame, step = case.frames[0], step_of(case)
     opened = Case(case.id, case.sources, case.label, case.frame).open()
     try:
-        grey, label = grey_of(opened.read(frame=frame).array), opened.read_label(frame)
+        image, label = thinned(opened.look(frame), step), thinned(opened.look_label(frame), step)
     except InputRefusedError:
         return (0,), 0.0  # the files have changed since they were looked at
-    return best_shift(grey, labels_of(case, label, ignore)[1] > 0, sign)
+    labelled = labels_of(case, label.array[0], ignore)[1] > 0
+    shift, contrast = best_shift(grey_of(image.array), labelled, sign)
+    return tuple(step * voxels for voxels in shift), contrast
 
 
 # ---- swapped --------------------------------------------------------------------------------------------------------

@@ -1,10 +1,15 @@
-"""One case, looked at once: its own faults, and what is needed to compare it with the others."""
+"""One case, looked at once: its own faults, and what is needed to compare it with the others.
+
+Of a large image, whose values are all looked at, every n-th voxel is measured, see
+:mod:`unet_med.doctoring.thinning`; what neighbours tell is not asked of it, but of the objects in its middle.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,8 +21,10 @@ from unet_med.doctoring.likeness import Likeness, likeness
 from unet_med.doctoring.objects import ObjectMeasures, measure_objects
 from unet_med.doctoring.place import Placement, place
 from unet_med.doctoring.stored import is_interpolated, is_nearly_whole, label_source, stored_values
+from unet_med.doctoring.thinning import middle, parts, step_of, thinned
 from unet_med.doctoring.tiles import Edges, edges
 from unet_med.errors import InputRefusedError
+from unet_med.geometry import Geometry
 from unet_med.io.cases import Case, OpenCase
 from unet_med.manifest import Finding, LabelScan, ManifestCase, distinct_values, refusal
 from unet_med.manifest.values import FIX
@@ -60,15 +67,18 @@ def look(case: ManifestCase, cells: Mapping[int, Sequence[int]], ignore: int | N
         ignore: Value of voxels that nobody labelled.
     """
     opened = Case(case.id, case.case.sources, case.case.label, case.case.frame).open()
-    scan, label = _read_label(opened)
+    step = step_of(opened.case)
+    scan, label = _read_label(opened, step)
     told = () if scan is None or scan.finding is None else (scan.finding,)
     try:
-        image, volume, faults = _read_image(opened)
+        image, volume, faults = _read_image(opened, step)
     except InputRefusedError as error:
         return Seen(case, (refusal(case.id, error), *told), scan)
     grey = grey_of(volume.array)
+    alike = _likeness(grey, cells[grey.ndim], step, opened.geometry.shape)
+    rim = edges(grey) if step == 1 else None
     if label is None:
-        return Seen(case, (*faults, *told), scan, image, likeness=likeness(grey, cells[grey.ndim]), edges=edges(grey))
+        return Seen(case, (*faults, *told), scan, image, likeness=alike, edges=rim)
     if not faults and any(np.array_equal(channel, label) for channel in volume.array):
         what = "the label is the image itself"
         faults = [Finding(case.id, "error", what, "give the label that was drawn on it", "label_is_image")]
@@ -79,12 +89,34 @@ def look(case: ManifestCase, cells: Mapping[int, Sequence[int]], ignore: int | N
         (*faults, *told),
         scan,
         image,
-        measure_label(stored, meant, volume.geometry, case.case.instances),
+        _measures(stored, meant, volume.geometry, case.case.instances, step),
         place(grey, labelled) if labelled.any() and not faults else None,
-        likeness(grey, cells[grey.ndim]),
-        edges(grey),
-        measure_objects(case.case, meant) if case.case.instances else None,
+        alike,
+        rim,
+        _objects(case.case, opened, meant, step, ignore) if case.case.instances else None,
     )
+
+
+def _likeness(grey: npt.NDArray[np.float32], cell: Sequence[int], step: int, shape: tuple[int, ...]) -> Likeness | None:
+    """Returns what is kept of an image of which every ``step``-th voxel is looked at."""
+    smaller = [size // step for size in cell]
+    found = likeness(grey, smaller) if all(smaller) else None
+    return None if found is None else replace(found, shape=shape)
+
+
+def _measures(stored: LabelArray, meant: LabelArray, geometry: Geometry, instances: bool, step: int) -> LabelMeasures:
+    found = measure_label(stored, meant, geometry, instances)
+    return found if step == 1 else replace(found, between={}, rare=(), direct=None, ramps=0.0)
+
+
+def _objects(case: Case, opened: OpenCase, meant: LabelArray, step: int, ignore: int | None) -> ObjectMeasures:
+    """Measures the objects of the first frame; of a large image those in its middle, at full resolution."""
+    if step == 1:
+        return measure_objects(case, meant)
+    label = opened.look_label(opened.case.frames[0])
+    stored = np.asarray(label.array[(slice(None), *middle(label.geometry))])[0]
+    found = measure_objects(case, labels_of(case, stored, ignore)[1])
+    return replace(found, image_voxels=prod(label.geometry.shape))
 
 
 def grey_of(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -113,47 +145,51 @@ def labels_of(case: Case, stored: LabelArray, ignore: int | None) -> tuple[Label
     return np.where(labelled, stored, 0), np.where(labelled, meant, 0)
 
 
-def _read_label(opened: OpenCase) -> tuple[LabelScan | None, LabelArray | None]:
-    """Returns the values of all frames of a label and its first frame; no frame of a label that is refused."""
+def _read_label(opened: OpenCase, step: int) -> tuple[LabelScan | None, LabelArray | None]:
+    """Returns the values of all frames of a label and its first frame, thinned; no frame of one that is refused."""
     if opened.case.label is None:
         return None, None
     values: set[int] = set()
     first: LabelArray | None = None
     for frame in opened.case.frames:
         try:
-            label = opened.read_label(frame)
+            label = opened.look_label(frame)
+            values.update(distinct_values(label.array))
+            first = thinned(label, step).array[0] if first is None else first
         except InputRefusedError as error:
             found = refusal(opened.id, error)
             told = _about_floats(opened.case, frame, found) if found.kind == "label_floats" else found
             return LabelScan(opened.id, (), told), None
-        values.update(distinct_values(label))
-        first = label if first is None else first
     return LabelScan(opened.id, tuple(sorted(values))), first
 
 
-def _read_image(opened: OpenCase) -> tuple[str, Volume, list[Finding]]:
-    """Returns the hash of all frames of an image, the first of them, and what is wrong with them."""
+def _read_image(opened: OpenCase, step: int) -> tuple[str, Volume, list[Finding]]:
+    """Returns the hash of all frames of an image, the first of them, thinned, and what is wrong with them."""
     digest = hashlib.blake2b(digest_size=16)
     first: Volume | None = None
     faults: list[Finding] = []
     for frame in opened.case.frames:
-        volume = opened.read(frame=frame)
+        volume = opened.look(frame)
         digest.update(repr(volume.array.shape).encode())
-        digest.update(np.ascontiguousarray(volume.array, dtype=np.float32).tobytes())
-        faults += [one for one in _constant_channels(opened.id, volume.array) if one not in faults]
-        first = first or volume
+        ranges = []
+        for part in parts(volume.array):
+            digest.update(np.ascontiguousarray(part.T, dtype=np.float32).ravel())  # the same however it is parted
+            ranges.append([(channel.min(), channel.max()) for channel in part])
+        faults += [one for one in _constant_channels(opened.id, np.array(ranges)) if one not in faults]
+        first = first or thinned(volume, step)
     if first is None:
         raise InputRefusedError("the image has no frame", opened.id, "give an image with voxels")
     return digest.hexdigest(), first, faults
 
 
-def _constant_channels(case_id: str, array: npt.NDArray[Any]) -> list[Finding]:
+def _constant_channels(case_id: str, ranges: npt.NDArray[Any]) -> list[Finding]:
+    """Finds channels without contrast; ``ranges`` (parts, C, 2) are the lowest and highest values."""
     remedy = "leave the case out, or give its real image"
     what = "the image holds the same value everywhere"
     return [
-        Finding(case_id, "error", what + (f" (channel {number})" if len(array) > 1 else ""), remedy, "constant")
-        for number, channel in enumerate(array)
-        if channel.min() == channel.max()
+        Finding(case_id, "error", what + (f" (channel {number})" if ranges.shape[1] > 1 else ""), remedy, "constant")
+        for number in range(ranges.shape[1])
+        if ranges[:, number, 0].min() == ranges[:, number, 1].max()
     ]
 
 

@@ -50,8 +50,8 @@ def object_targets(
         border_voxels: Voxels of an object that are not deeper than this are its border.
     """
     border, distance = (np.zeros(objects.shape, dtype=np.uint8) for _ in range(2))
-    edges = np.ones(objects.ndim) if spacing is None else np.asarray(spacing) / min(spacing)
-    reach = tuple(int(n) for n in np.ceil((border_voxels + 1) / edges))
+    edges = _edges(objects.ndim, spacing)
+    reach = border_reach(objects.ndim, spacing, border_voxels)
     numbers, compact = np.unique(objects, return_inverse=True)
     compact = compact.reshape(objects.shape) + int(numbers[0] != 0)
     for number, box in enumerate(ndimage.find_objects(compact), start=1):
@@ -65,6 +65,16 @@ def object_targets(
         border[around][own] = np.where(touching, 2, depth <= border_voxels)[own]
         distance[around][own] = np.rint(depth[own] * (DISTANCE_STEPS / depth[own].max()))
     return ObjectTargets(border, distance)
+
+
+def border_reach(ndim: int, spacing: tuple[float, ...] | None, border_voxels: float) -> tuple[int, ...]:
+    """Returns how many voxels beyond an object matter for its targets, along each axis."""
+    return tuple(int(n) for n in np.ceil((border_voxels + 1) / _edges(ndim, spacing)))
+
+
+def _edges(ndim: int, spacing: tuple[float, ...] | None) -> npt.NDArray[np.float64]:
+    """Lengths of the edges of a voxel in units of the shortest."""
+    return np.ones(ndim) if spacing is None else np.asarray(spacing) / min(spacing)
 
 
 def _depth(own: npt.NDArray[np.bool_], edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

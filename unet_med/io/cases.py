@@ -18,7 +18,7 @@ from scipy import ndimage
 from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry
 from unet_med.io.discover import open_source
-from unet_med.io.label_images import LabelArray, label_on_image, remapped
+from unet_med.io.label_images import LabelArray, label_on_image, remapped, value_type
 from unet_med.io.object_truth import OBJECT_KINDS
 from unet_med.io.reading import check_frame
 from unet_med.io.source import SourceRef
@@ -87,11 +87,24 @@ class Case:
         return tuple(range(self.sources[0].frames)) if self.frame is None else (self.frame,)
 
     @property
+    def is_large(self) -> bool:
+        """Whether the image is not to be read as a whole where its parts will do."""
+        voxel = sum(one.channels * np.dtype(one.dtype).itemsize for one in self.sources)
+        return self.reads_regions and prod(self.geometry.shape) * voxel >= LARGE_BYTES
+
+    @property
     def reads_regions(self) -> bool:
         """Whether regions can be read without the rest: none of its images must be brought to the grid of another."""
-        return all(
-            source.kind in _REGION_KINDS and _nearly_same(source.geometry, self.geometry) for source in self.sources
-        )
+        return all(self._gives_regions(source) for source in self.sources)
+
+    @property
+    def reads_label_regions(self) -> bool:
+        """Whether regions of its label can be read without the rest: it is stored as the image is."""
+        given = [part for part in (self.label, self.annotated) if part is not None]
+        return bool(given) and all(self._gives_regions(part) for part in given)
+
+    def _gives_regions(self, part: SourceRef) -> bool:
+        return part.kind in _REGION_KINDS and _nearly_same(part.geometry, self.geometry)
 
     def open(self) -> OpenCase:
         """Returns the case with its files opened once, for several reads.
@@ -123,10 +136,7 @@ class Case:
 
     def look(self, frame: int | None = None) -> Volume:
         """Returns the image as :meth:`read` does; a large one is not in memory, if regions of it can be read alone."""
-        size = prod(self.geometry.shape) * sum(one.channels * np.dtype(one.dtype).itemsize for one in self.sources)
-        if size < LARGE_BYTES or not self.reads_regions:
-            return self.read(frame)
-        return lazily(self.open(), self._frame(frame))
+        return self.open().look(self._frame(frame))
 
     def read_label(self, frame: int | None = None) -> LabelArray:
         """Returns the label as integers (I, J[, K]) on the reference grid; the smallest type that holds its values.
@@ -136,6 +146,13 @@ class Case:
                 values that are negative, no whole numbers, or not in ``label_values``.
         """
         return self.open().read_label(self._frame(frame))
+
+    def look_label(self, frame: int | None = None) -> Volume:
+        """Returns the label as :meth:`read_label` does, as the one channel of a volume.
+
+        That of a large image is not in memory, if regions of it can be read alone.
+        """
+        return self.open().look_label(self._frame(frame))
 
     def classes_of(self, objects: LabelArray) -> LabelArray:
         """Returns the label of each voxel of an image of object numbers, of the same shape.
@@ -255,8 +272,18 @@ class OpenCase:
             array = np.repeat(array, self.channels, axis=0)
         return Volume(array, grid)
 
-    def read_label(self, frame: int = 0) -> LabelArray:
-        """Returns the label of one frame; see :meth:`Case.read_label`."""
+    def look(self, frame: int = 0) -> Volume:
+        """Returns the image of one frame; see :meth:`Case.look`."""
+        return lazily(self, frame) if self.case.is_large else self.read(frame=frame)
+
+    def look_label(self, frame: int = 0) -> Volume:
+        """Returns the label of one frame; see :meth:`Case.look_label`."""
+        if self.case.is_large and self.case.reads_label_regions:
+            return lazily(_Label(self), frame)
+        return Volume(self.read_label(frame)[np.newaxis], self.geometry)
+
+    def read_label(self, frame: int = 0, region: Region | None = None) -> LabelArray:
+        """Returns the label of one frame, or of a region of it; see :meth:`Case.read_label`."""
         ref = self.case.label
         if ref is None:
             raise InputRefusedError("the case has no label", self.id, "pair it with a label image in the manifest")
@@ -266,17 +293,18 @@ class OpenCase:
                 self.id,
                 "give a label image with one frame for each frame of the image",
             )
-        stored = label_on_image(ref, self.case.sources[0], frame, self.id)
-        return self._where_annotated(remapped(stored, self.case.label_values, self.id), frame)
+        stored = label_on_image(ref, self.case.sources[0], frame, self.id, region)
+        return self._where_annotated(remapped(stored, self.case.label_values, self.id), frame, region)
 
-    def _where_annotated(self, labels: LabelArray, frame: int) -> LabelArray:
+    def _where_annotated(self, labels: LabelArray, frame: int, region: Region | None) -> LabelArray:
         """Gives voxels that nobody labelled the value that says so."""
         ref, value = self.case.annotated, self.case.unlabelled
         if ref is None:
             return labels
         if value is None:
             raise InputRefusedError("unlabelled voxels have no value", self.id, "name one with --ignore-label")
-        annotated = label_on_image(ref, self.case.sources[0], frame if ref.frames == self.frames else 0, self.id)
+        frame = frame if ref.frames == self.frames else 0
+        annotated = label_on_image(ref, self.case.sources[0], frame, self.id, region)
         dtype = np.promote_types(labels.dtype, np.min_scalar_type(value))
         return np.where(annotated == 0, np.asarray(value, dtype=dtype), labels.astype(dtype, copy=False))
 
@@ -303,6 +331,50 @@ class OpenCase:
             )
         volume = source.read(frame=frame)
         return np.stack([resample(channel, volume.geometry, grid, self.id) for channel in volume.array])
+
+
+@dataclass(frozen=True)
+class _Label:
+    """The label of a case as an :class:`ImageSource` of one channel; every region is of the same type."""
+
+    case: OpenCase
+
+    @property
+    def id(self) -> str:
+        """Id of the case."""
+        return self.case.id
+
+    @property
+    def geometry(self) -> Geometry:
+        """The reference grid."""
+        return self.case.geometry
+
+    @property
+    def channels(self) -> int:
+        """Always 1."""
+        return 1
+
+    @property
+    def frames(self) -> int:
+        """Frames of the case."""
+        return self.case.frames
+
+    def read(self, region: Region | None = None, frame: int = 0) -> Volume:
+        """Returns the label (1, I, J[, K]) of a region."""
+        labels = self.case.read_label(frame, region)[np.newaxis]
+        grid = self.geometry if region is None else self.geometry.crop(region)
+        return Volume(labels.astype(self._dtype, copy=False), grid)
+
+    @property
+    def _dtype(self) -> npt.DTypeLike:
+        """A type that holds all values there may be."""
+        case = self.case.case
+        stored = np.dtype(np.int64 if case.label is None else case.label.dtype)
+        if case.label_values is not None:
+            stored = value_type(max(case.label_values.values(), default=0))
+        elif stored not in (np.uint8, np.uint16):
+            stored = np.dtype(np.int64)
+        return np.promote_types(stored, np.min_scalar_type(case.unlabelled or 0))
 
 
 def _together(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -14,7 +14,7 @@ from unet_med.io.dicom.annotations import AnnotationSource, open_label
 from unet_med.io.object_truth import ObjectTruth
 from unet_med.io.picture import PictureSource
 from unet_med.io.source import SourceRef
-from unet_med.volume import ImageSource
+from unet_med.volume import ImageSource, Region
 
 SAME_PLACE_VOXELS = 0.1
 """A label lies on its image when no corner is further off than this, in voxels of the image."""
@@ -26,7 +26,9 @@ _PLACED_KINDS = ("dicom", "dicom-seg", "nifti", "nrrd", "mha")
 LabelArray = npt.NDArray[Any]
 
 
-def label_on_image(ref: SourceRef, image: SourceRef, frame: int, where: str) -> LabelArray:
+def label_on_image(
+    ref: SourceRef, image: SourceRef, frame: int, where: str, region: Region | None = None
+) -> LabelArray:
     """Returns the stored values of a label (I, J[, K]) as integers on the grid of its image.
 
     Args:
@@ -34,6 +36,7 @@ def label_on_image(ref: SourceRef, image: SourceRef, frame: int, where: str) -> 
         image: The image that it belongs to.
         frame: Of the label.
         where: Safe id for errors.
+        region: Of the image, whose voxels the label has one by one; ``None``: all of it.
 
     Raises:
         InputRefusedError: The label cannot be used, lies elsewhere, has another shape, is no label image, or holds
@@ -42,14 +45,16 @@ def label_on_image(ref: SourceRef, image: SourceRef, frame: int, where: str) -> 
     if not ref.usable:
         raise InputRefusedError(f"the label cannot be used: {ref.reason}", where)
     source = open_label(ref, image)
-    values = _label_values(source, frame, where)
+    values = _label_values(source, frame, where, region)
+    if region is not None:
+        return values
     on_image = isinstance(source, AnnotationSource | ObjectTruth) and source.image is not None
     return values if on_image else _on_reference(values, ref, image, where)
 
 
-def _label_values(source: ImageSource, frame: int, where: str) -> LabelArray:
+def _label_values(source: ImageSource, frame: int, where: str, region: Region | None) -> LabelArray:
     """Returns the stored values (I, J[, K]) as integers."""
-    array = source.read_indices() if isinstance(source, PictureSource) else source.read(frame=frame).array
+    array = source.read_indices() if isinstance(source, PictureSource) else source.read(region, frame).array
     if array.shape[0] > 1 and not (array[1:] == array[:1]).all():
         raise InputRefusedError(
             f"the label is a colour picture of {array.shape[0]} channels",
@@ -61,9 +66,12 @@ def _label_values(source: ImageSource, frame: int, where: str) -> LabelArray:
         values = _whole_numbers(values, where)
     if values.size and int(values.min()) < 0:
         raise InputRefusedError(f"the label holds negative values (down to {int(values.min())})", where, "renumber it")
-    highest = int(values.max())
-    dtype = np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int64
-    return np.asarray(values, dtype=dtype)
+    return np.asarray(values, dtype=value_type(int(values.max())))
+
+
+def value_type(highest: int) -> np.dtype[Any]:
+    """Returns the smallest type of labels up to a value."""
+    return np.dtype(np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int64)
 
 
 def _whole_numbers(values: npt.NDArray[Any], where: str) -> LabelArray:
@@ -150,5 +158,4 @@ def remapped(values: LabelArray, label_values: Mapping[int, int] | None, where: 
             "list them under label_values, or correct the label image",
         )
     meant = np.array([table[int(value)] for value in present], dtype=np.int64)
-    dtype = np.uint8 if meant.max() < 2**8 else np.uint16 if meant.max() < 2**16 else np.int64
-    return meant.astype(dtype)[inverse].reshape(values.shape)
+    return meant.astype(value_type(int(meant.max())))[inverse].reshape(values.shape)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from unet_med.errors import InputRefusedError
 from unet_med.io.cases import Case
 from unet_med.manifest.model import Finding
+from unet_med.volume import bands
 
 FEWEST_OBJECTS = 10
 """Fewer different values are never taken for object ids."""
@@ -38,11 +39,14 @@ class LabelScan:
 
 
 def distinct_values(label: npt.NDArray[np.integer[Any]]) -> tuple[int, ...]:
-    """Returns the distinct values of a label (I, J[, K]), ascending; slice by slice, so that memory stays small."""
+    """Returns the distinct values of a label (1, I, J[, K]), ascending.
+
+    It is looked at part by part, and need not be in memory.
+    """
     found: set[int] = set()
-    for plane in np.moveaxis(label, -1, 0):
-        found.update(np.unique(plane).tolist())
-    return tuple(sorted(int(value) for value in found))
+    for _, _, part in bands(label):
+        found.update(np.unique(part).tolist())
+    return tuple(sorted(found))
 
 
 def scan_label(case: Case) -> LabelScan:
@@ -51,7 +55,7 @@ def scan_label(case: Case) -> LabelScan:
     found: set[int] = set()
     try:
         for frame in plain.frames:
-            found.update(distinct_values(plain.read_label(frame)))
+            found.update(distinct_values(plain.look_label(frame).array))
     except InputRefusedError as error:
         return LabelScan(case.id, (), refusal(case.id, error))
     return LabelScan(case.id, tuple(sorted(found)))

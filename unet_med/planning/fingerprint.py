@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from unet_med.errors import InputRefusedError
 from unet_med.geometry import Geometry, reorient
 from unet_med.io.cases import Case
 from unet_med.planning.sides import CaseSides, measure_sides
-from unet_med.volume import bands, slabs
+from unet_med.volume import Volume, bands, slabs
 
 SAMPLES = 2_000_000
 """Voxels of the foreground that are kept for the intensity statistics, over all cases."""
@@ -188,16 +189,13 @@ class _Measured(NamedTuple):
 
 
 def _measure(case: Case, frame: int, labels: int, share: int, ignore: int | None) -> _Measured:
-    volume = case.look(frame)
-    label = case.read_label(frame)
-    unlabelled = 0
-    if ignore is not None:
-        unknown = label == ignore
-        unlabelled = int(unknown.sum())
-        label = np.where(unknown, 0, label)
+    volume, stored = case.look(frame), case.look_label(frame)
+    if not stored.in_memory:
+        return _measure_in_parts(case, volume, stored, labels, share, ignore)
+    label, unlabelled = _known(stored.array[0], ignore)
     diameters = np.zeros(0)
     if case.instances:
-        diameters = _diameters(label)
+        diameters = _diameters(np.unique(label[label > 0], return_counts=True)[1], label.ndim)
         label = replace(case, unlabelled=None).classes_of(label)
     _check_values(case.id, label, labels)
     order, flips = volume.geometry.canonical_axes()
@@ -205,12 +203,55 @@ def _measure(case: Case, frame: int, labels: int, share: int, ignore: int | None
     geometry = volume.geometry.reoriented(order, flips)
     inside = np.flatnonzero(turned_label)
     one = _shape_of(array, geometry)
-    if geometry.ndim == 3 and geometry.spacing_mm is not None and isinstance(array, np.ndarray):
+    if geometry.ndim == 3 and geometry.spacing_mm is not None and volume.in_memory:
         one = replace(one, sides=measure_sides(array[0], turned_label, inside, geometry.spacing_mm, labels))
     chosen = np.unravel_index(inside[:: max(1, inside.size // share)], turned_label.shape)
     counts = np.sum([np.bincount(label[part].ravel(), minlength=labels) for part in slabs(label)], axis=0)
     counts[0] -= unlabelled
     return _Measured(one, _values_at(array, chosen), counts.astype(np.int64), diameters)
+
+
+def _measure_in_parts(
+    case: Case, volume: Volume, stored: Volume, labels: int, share: int, ignore: int | None
+) -> _Measured:
+    """Measures a label that is not in memory: goes through it twice, to count its voxels and to choose some of them."""
+    order, flips = volume.geometry.canonical_axes()
+    array, label = reorient(volume.array, order, flips), reorient(stored.array, order, flips)
+
+    def classes_in(objects: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
+        found = replace(case, unlabelled=None).classes_of(objects) if case.instances else objects
+        _check_values(case.id, found, labels)
+        return found
+
+    counts = np.zeros(labels, dtype=np.int64)
+    sizes: Counter[int] = Counter()
+    for _, _, band in bands(label):
+        known, unlabelled = _known(band[0], ignore)
+        if case.instances:
+            numbers, voxels = np.unique(known[known > 0], return_counts=True)
+            sizes.update(dict(zip(numbers.tolist(), voxels.tolist(), strict=True)))
+        counts += np.bincount(classes_in(known).ravel(), minlength=labels)
+        counts[0] -= unlabelled
+    step, seen = max(1, int(counts[1:].sum()) // share), 0
+    chosen = []
+    for along, start, band in bands(label):
+        inside = np.array(np.nonzero(classes_in(_known(band[0], ignore)[0])))
+        inside[along] += start
+        chosen.append(inside[:, -seen % step :: step])
+        seen += inside.shape[1]
+    places = np.concatenate(chosen, axis=1)
+    ordered = tuple(places[:, np.lexsort(places[::-1])])
+    shape = _shape_of(array, volume.geometry.reoriented(order, flips))
+    diameters = _diameters(np.array(list(sizes.values())), label.ndim - 1)
+    return _Measured(shape, _values_at(array, ordered), counts, diameters)
+
+
+def _known(label: npt.NDArray[np.integer[Any]], ignore: int | None) -> tuple[npt.NDArray[np.integer[Any]], int]:
+    """Returns a label with 0 where nobody labelled, and the number of such voxels."""
+    if ignore is None:
+        return label, 0
+    unknown = label == ignore
+    return np.where(unknown, 0, label), int(unknown.sum())
 
 
 def _values_at(array: npt.NDArray[Any], places: tuple[npt.NDArray[np.int64], ...]) -> npt.NDArray[np.float32]:
@@ -223,10 +264,10 @@ def _values_at(array: npt.NDArray[Any], places: tuple[npt.NDArray[np.int64], ...
     return found
 
 
-def _diameters(objects: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
-    """Returns the diameter of a disc or ball of the size of each object, in voxels."""
-    sizes = np.unique(objects[objects > 0], return_counts=True)[1].astype(np.float64)
-    return np.asarray(np.sqrt(sizes * 4 / np.pi) if objects.ndim == 2 else np.cbrt(sizes * 6 / np.pi))
+def _diameters(voxels: npt.NDArray[np.integer[Any]], ndim: int) -> npt.NDArray[np.float64]:
+    """Returns the diameters of discs or balls of so many voxels, in voxels."""
+    sizes = voxels.astype(np.float64)
+    return np.asarray(np.sqrt(sizes * 4 / np.pi) if ndim == 2 else np.cbrt(sizes * 6 / np.pi))
 
 
 def _turned(case: CaseFingerprint, axes: Sequence[int]) -> CaseFingerprint:

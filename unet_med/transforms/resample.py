@@ -14,17 +14,19 @@ On a GPU this holds for torch's default of products in full float32; TF32 would 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import permutations, product
 from math import prod, sqrt
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from unet_med.io.mapped import let_go
 
 Order = Literal[0, 1, 3]
 _Rows = TypeVar("_Rows", float, npt.NDArray[np.float64])
@@ -256,13 +258,60 @@ def resample_labels(labels: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDA
     """
     if labels.shape == shape:
         return np.ascontiguousarray(labels)
-    corners = [_corners(own, wanted) for own, wanted in zip(labels.shape, shape, strict=True)]
     resampled = np.empty(shape, dtype=labels.dtype)
-    step = max(1, _LABEL_VOXELS // prod(shape[1:]))
-    for start in range(0, shape[0], step):
-        rows = slice(start, min(start + step, shape[0]))
-        _fill_labels(labels, [corners[0].rows(rows), *corners[1:]], resampled[rows])
+    write_labels(labels, resampled)
     return resampled
+
+
+class LabelRows(Protocol):
+    """Labels that are cut along their first axis, perhaps not in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+        ...
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        """Returns some rows along the first axis."""
+        ...
+
+
+class LabelSlabs:
+    """Labels as :class:`LabelRows`, each part of which is read and turned into others when it is asked for.
+
+    Args:
+        stored: (1, *s), perhaps not in memory.
+        read: What becomes of a part (*s).
+    """
+
+    def __init__(
+        self, stored: npt.NDArray[Any], read: Callable[[npt.NDArray[np.integer[Any]]], npt.NDArray[np.integer[Any]]]
+    ) -> None:
+        self._stored = stored
+        self._read = read
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+        return self._stored.shape[1:]
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[np.integer[Any]]:
+        return self._read(np.asarray(self._stored[:, rows])[0])
+
+
+def write_labels(labels: LabelRows, out: npt.NDArray[Any]) -> None:
+    """Writes labels on the grid of ``out``, as :func:`resample_labels` returns them, slab by slab.
+
+    Args:
+        labels: (*s) integers.
+        out: Receives them, perhaps in a file; its first axis is cut.
+    """
+    corners = [_corners(own, wanted) for own, wanted in zip(labels.shape, out.shape, strict=True)]
+    step = max(1, _LABEL_VOXELS // prod(out.shape[1:]))
+    for start in range(0, out.shape[0], step):
+        rows = slice(start, min(start + step, out.shape[0]))
+        _fill_labels(labels, [corners[0].rows(rows), *corners[1:]], out[rows])
+        let_go(out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,7 +332,7 @@ def _corners(in_size: int, out_size: int) -> _Corners:
     return _Corners(low, np.minimum(low + 1, in_size - 1), place - low)
 
 
-def _fill_labels(labels: npt.NDArray[Any], corners: list[_Corners], out: npt.NDArray[Any]) -> None:
+def _fill_labels(labels: LabelRows, corners: list[_Corners], out: npt.NDArray[Any]) -> None:
     """Writes the winning labels of one slab of the target."""
     first, last = int(corners[0].low[0]), int(corners[0].high[-1]) + 1
     source = np.ascontiguousarray(labels[first:last])

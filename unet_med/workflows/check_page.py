@@ -9,6 +9,7 @@ import base64
 import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from unet_med.doctoring import PairFinding
+from unet_med.doctoring.thinning import step_of, thinned
 from unet_med.errors import InputRefusedError, UnetMedError, UsageError
 from unet_med.identity import case_tag, safe_name
 from unet_med.io.atomic import whole_file
@@ -187,12 +189,12 @@ def _drawing(case: ManifestCase, manifest: Manifest) -> Drawing:
 
 def _picture(case: Case, manifest: Manifest) -> npt.NDArray[np.uint8]:
     """Draws the first frame of a case; without its label where that is refused."""
-    frame = case.frames[0]
-    volume = case.read(frame)
-    try:
-        stored = np.zeros(volume.geometry.shape, np.uint8) if case.label is None else case.read_label(frame)
-    except InputRefusedError:
-        stored = np.zeros(volume.geometry.shape, np.uint8)
+    frame, step = case.frames[0], step_of(case)
+    volume = thinned(case.look(frame), step)
+    stored: npt.NDArray[np.integer[Any]] = np.zeros(volume.geometry.shape, np.uint8)
+    if case.label is not None:
+        with suppress(InputRefusedError):
+            stored = thinned(case.look_label(frame), step).array[0]
     spacing, orientation = volume.geometry.spacing_mm, volume.geometry.orientation
     if case.instances:
         label_map = LabelMap.from_names(manifest.labels, ignored=manifest.ignore_label)

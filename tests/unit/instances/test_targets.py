@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unet_med.instances.target_parts import write_targets
 from unet_med.instances.targets import ObjectTargets, object_targets
 
 
@@ -101,3 +102,28 @@ def test_an_object_that_fills_the_image_has_no_border_and_is_deep_everywhere() -
     nothing = object_targets(np.zeros((4, 5), dtype=np.uint8))
     assert not nothing.border.any()
     assert not nothing.distance.any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.sampled_from([(13, 9), (1, 12), (7, 6, 5)]),
+    seed=st.integers(0, 2**32 - 1),
+    long_edge=st.sampled_from([1.0, 2.5]),
+    width=st.sampled_from([1.0, 2.0]),
+    side=st.sampled_from([2, 3, 5]),
+)
+def test_targets_in_parts_are_those_of_the_whole(
+    shape: tuple[int, ...], seed: int, long_edge: float, width: float, side: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 4, tuple(-(-n // 3) for n in shape)).astype(np.uint16) * 70
+    objects = coarse
+    for axis, n in enumerate(shape):
+        objects = objects.repeat(3, axis).take(range(n), axis)
+    objects = np.where(rng.random(shape) < 0.1, 5, objects)
+    spacing = (0.3,) * (len(shape) - 1) + (0.3 * long_edge,)
+    expected = object_targets(objects, spacing, width)
+    found = ObjectTargets(*(np.zeros(shape, np.uint8) for _ in range(2)))
+    write_targets(objects, found, spacing, width, side)
+    np.testing.assert_array_equal(found.border, expected.border)
+    np.testing.assert_array_equal(found.distance, expected.distance)

@@ -315,3 +315,38 @@ def test_reading_options_reach_the_case(tmp_path: Path) -> None:
     tifffile.imwrite(path, np.zeros((4, 5, 7), np.uint8), photometric="minisblack")
     (ref,) = inspect_tiff(path, IntakeOptions(axes="ZYX", pixel_size_mm=(0.1, 0.1, 0.3)))
     assert Case("a", (ref,)).read().geometry.spacing_mm == (0.1, 0.1, 0.3)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32"])
+@pytest.mark.parametrize("meant", [None, {1: 1, 7: 300, 200: 2}])
+@pytest.mark.parametrize("is_annotated", [False, True])
+def test_a_label_that_is_not_in_memory_is_the_same_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, meant: dict[int, int] | None, is_annotated: bool
+) -> None:
+    random = np.random.default_rng(0)
+    image = _tiff(tmp_path / "image.tif", random.integers(0, 99, (40, 30)).astype(np.uint8))
+    stored = random.choice([0, 0, 1, 7, 200], (40, 30)).astype(dtype)
+    stored[:5, :5] = 0  # a region of small values is of the same type as the others
+    label = _tiff(tmp_path / "label.tif", stored)
+    drawn = _tiff(tmp_path / "drawn.tif", random.choice([0, 255], (40, 30)).astype(np.uint8))
+    case = Case("a", (image,), label, label_values=meant)
+    if is_annotated:
+        case = Case("a", (image,), label, label_values=meant, annotated=drawn, unlabelled=999)
+    expected = case.look_label()
+    assert expected.in_memory and np.array_equal(expected.array[0], case.read_label())
+    monkeypatch.setattr("unet_med.io.cases.LARGE_BYTES", 0)
+    monkeypatch.setattr("unet_med.volume._BAND_BYTES", 2**9)
+    found = case.look_label()
+    assert not found.in_memory and found.geometry.same_grid(expected.geometry)
+    for part in ((slice(None), slice(None)), (slice(0, 4), slice(0, 3)), (slice(3, 29), slice(20, 22))):
+        values = np.asarray(found.array[(slice(None), *part)])
+        assert np.array_equal(values[0], expected.array[0][part]) and values.dtype == found.array.dtype
+
+
+def test_a_label_of_another_format_is_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unet_med.io.cases.LARGE_BYTES", 0)
+    image = _tiff(tmp_path / "image.tif", np.arange(20, dtype=np.uint8).reshape(4, 5))
+    Image.fromarray(np.eye(4, 5, dtype=np.uint8)).save(tmp_path / "label.png")
+    case = Case("a", (image,), inspect_picture(tmp_path / "label.png")[0])
+    assert not case.look().in_memory
+    assert case.look_label().in_memory and np.array_equal(case.look_label().array[0], np.eye(5, 4))

@@ -19,7 +19,7 @@ def kinds(*values: tuple[int, ...], mapping: dict[int, int] | None = None, names
 def test_distinct_values() -> None:
     label = np.zeros((3, 4, 5), dtype=np.uint16)
     label[0, 0, 4], label[2, 1, 0] = 700, 3
-    assert distinct_values(label) == (0, 3, 700)
+    assert distinct_values(label[np.newaxis]) == (0, 3, 700)
 
 
 @pytest.mark.parametrize(
