@@ -34,7 +34,7 @@ from unet_med.volume import Region, Volume
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DAMAGED = "the picture is damaged or truncated"
-_FAULTS = (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, struct.error)
+_FAULTS = (UnidentifiedImageError, SyntaxError, struct.error)
 _ORIENTATION_TAG = 0x0112
 _GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _COLOUR = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA")
@@ -133,7 +133,13 @@ def _columns_first(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _opened(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path, formats=("PNG", "JPEG"))
+        try:
+            return Image.open(path, formats=("PNG", "JPEG"))
+        except Image.DecompressionBombError as error:
+            raise InputRefusedError(
+                "the picture has too many pixels for a format that is only read as a whole",
+                remedy="save it as TIFF with tiles, which is read in parts",
+            ) from error
 
 
 def _is_png(path: Path) -> bool:

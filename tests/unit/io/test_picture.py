@@ -135,6 +135,14 @@ def test_an_absurd_size_is_refused_not_allocated(tmp_path: Path) -> None:
     assert "claims" in _one(tmp_path / "a.png").reason
 
 
+def test_a_picture_too_large_for_its_format_is_told_what_to_do(tmp_path: Path, monkeypatch) -> None:
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(tmp_path / "a.png")
+    assert inspect_picture(tmp_path / "a.png")[0].usable
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 35)
+    (ref,) = inspect_picture(tmp_path / "a.png")
+    assert not ref.usable and "too many pixels" in ref.reason and "TIFF with tiles" in ref.reason
+
+
 def test_pixel_size_and_channels_by_hand(tmp_path: Path) -> None:
     array = _array((5, 7, 3))
     Image.fromarray(array).save(tmp_path / "a.png")

@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as arrays
 from unet_med.errors import InputRefusedError, MachineError
 from unet_med.geometry import Geometry
 from unet_med.io.export import label_tiff
+from unet_med.io.export.mask import ExportOptions
 from unet_med.io.mapped import let_go, mapped
 from unet_med.io.sinks import ome_zarr, open_mask_sink, pyramid, tiled_tiff
 from unet_med.io.sinks.pyramid import commonest_of_four, levels_of
@@ -109,6 +110,26 @@ class _Film(ArraySource):
     @property
     def frames(self) -> int:
         return self.count
+
+
+def test_levels_are_made_once_to_be_written_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    halved: list[tuple[int, ...]] = []
+    true_halve = pyramid._halve
+
+    def counted(finer: np.ndarray, coarser: np.ndarray) -> None:
+        halved.append(coarser.shape)
+        true_halve(finer, coarser)
+
+    monkeypatch.setattr(pyramid, "_halve", counted)
+    source = ArraySource("slide", Volume(np.zeros((1, 61, 150), np.uint8), Geometry((61, 150))))
+    sink = open_mask_sink(source, tmp_path / "slide", LABELS, options=ExportOptions(("label-tiff", "ome-zarr")))
+    sink.labels_of()[...] = _pages((150, 61)).T
+    sink.close()
+    assert halved == 2 * _halves((150, 61))[1:]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["slide.json", "slide.ome.zarr", "slide.tif"]
+    with pytest.raises(KeyError), levels_of(_pages((150, 61)), tmp_path / "part", keep=True):
+        raise KeyError
+    assert not (tmp_path / "part.levels").exists()
 
 
 @pytest.mark.parametrize("wrong", [(0, 0), (60, 149), (33, 70)])

@@ -19,7 +19,7 @@ def write(export: MaskExport, path: Path) -> None:
     """Writes an ImageJ hyperstack (YX, ZYX, TYX or TZYX); large pictures with tiles and a pyramid."""
     pages, axes = _pages(export)
     if prod(pages.shape[-2:]) > TILED_PIXELS:
-        with levels_of(pages, path) as levels:
+        with levels_of(pages, path, keep=True) as levels:  # for the check
             save_tiled_tiff(path, levels, axes, export.geometry.spacing_mm)
     else:
         save_tiff(path, pages, axes, export.geometry.spacing_mm)

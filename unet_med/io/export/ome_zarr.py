@@ -16,7 +16,7 @@ from unet_med.io.sinks.tiff import pages_of
 def write(export: MaskExport, path: Path) -> None:
     """Writes a folder whose ``labels`` hold the mask."""
     pages, axes = pages_of(_movie(export)[:, np.newaxis])
-    with levels_of(pages, path) as levels:
+    with levels_of(pages, path, keep=True) as levels:  # for the check
         save_ome_zarr(path, levels, axes, export.geometry.spacing_mm, export.label_map)
 
 

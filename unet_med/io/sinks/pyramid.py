@@ -22,28 +22,37 @@ _BAND_VALUES = 2**22
 
 
 @contextmanager
-def levels_of(pages: Pages, part: Path) -> Iterator[list[Pages]]:
+def levels_of(pages: Pages, part: Path, *, keep: bool = False) -> Iterator[list[Pages]]:
     """Yields ``pages`` and its levels, each half as large as the one before in rows and columns (rounded up).
 
     Args:
         pages: Label images (..., rows, columns).
         part: An output that is being written; the levels lie beside it meanwhile.
+        keep: Leave them to the next one who asks for them, unless something goes wrong.
 
     Raises:
         MachineError: when the disk is full.
     """
     folder = part.with_name(part.name + ".levels")
+    whole = folder / "whole"
     levels = [pages]
     try:
         while max(levels[-1].shape[-2:]) > SMALLEST_SIDE:
             finer = levels[-1]
             rows, columns = (-(-n // 2) for n in finer.shape[-2:])
             coarser = mapped(folder / f"{len(levels)}.npy", (*finer.shape[:-2], rows, columns), finer.dtype)
-            _halve(finer, coarser)
+            if not whole.exists():
+                _halve(finer, coarser)
             levels.append(coarser)
+        if len(levels) > 1:
+            whole.touch()
         yield levels
+    except BaseException:
+        keep = False
+        raise
     finally:
-        remove(folder)
+        if not keep:
+            remove(folder)
 
 
 def _halve(finer: Pages, coarser: Pages) -> None:
