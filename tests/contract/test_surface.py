@@ -21,6 +21,7 @@ SURFACE = {
     "manifest": f"folder --out --images --labels --folds --group-by --task --label-values --label-names --classes "
     f"--ignore-label --nnunet {INTAKE}",
     "check": "data --fix --html --pictures",
+    "correct": "data masks out --before --images",
     "plan": "pipeline --data --memory-gb --device --explain --set",
     "plan-diff": "plan_a plan_b",
     "train": "pipeline --data --out --fold --max-minutes --resume --start-from --device --memory-gb --set --overwrite",

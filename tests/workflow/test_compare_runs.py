@@ -57,36 +57,38 @@ def evaluation(toys: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(toys: Path, tmp_path: Path, tiny_bundle: Callable[..., Path]) -> Path:
-    """Scores and a model, recorded in a store of its own; no masks."""
+    """Scores and a model, that say they were recorded; no masks."""
     manifest = load_manifest(toys)
     dice = {case.id: 0.6 + gain for case, gain in zip(manifest.training, GAINS, strict=True)}
     folder = write_scores(tmp_path / "PRIVATE-RUN", manifest, dice)
     shutil.move(tiny_bundle(), folder / "model")
-    store = f"sqlite:///{(tmp_path / 'store.db').as_posix()}"
-    config = PIPELINE | {"tracking": {"store": store}}
+    config = PIPELINE | {"tracking": {"store": store_in(tmp_path)}}
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    tracker = open_tracker(Tracking(store=store), "toy", "toy-fold_0")
-    tracker.finish("FINISHED")
-    (folder / "run.json").write_text(json.dumps({"mlflow_runs": {"fold_0": tracker.run_id}}), encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps({"mlflow_runs": {"fold_0": "1234"}}), encoding="utf-8")
     return folder
+
+
+def store_in(folder: Path) -> str:
+    return f"sqlite:///{(folder / 'store.db').as_posix()}"
 
 
 def test_the_page_shows_what_changed_and_the_record_names_nobody(
     evaluation: Path, run: Path, toys: Path, tmp_path: Path
 ) -> None:
+    tracker = open_tracker(Tracking(store=store_in(tmp_path)), "toy", "toy-fold_0")
+    tracker.finish("FINISHED")
+    (run / "run.json").write_text(json.dumps({"mlflow_runs": {"fold_0": tracker.run_id}}), encoding="utf-8")
     outcome = compare(evaluation, run, out=tmp_path / "OUT", data=toys, device="cpu")
     html = (tmp_path / "OUT/comparison.html").read_text(encoding="utf-8")
     worst = outcome.result["changes"][0]["id"]
     assert html.count("data:image/png") == 2 * len(GAINS), "both masks of three losses and three gains"
     assert worst in html and "tiny, model" in html and "scores of masks" in html and "PRIVATE" not in html
     assert json.loads((tmp_path / "OUT/comparison.json").read_text(encoding="utf-8")) == outcome.result
-    place = resolve_store(f"sqlite:///{(tmp_path / 'store.db').as_posix()}")
-    client, _ = connect(place)
+    client, _ = connect(resolve_store(store_in(tmp_path)))
     run_id = outcome.lines[-1].rpartition(" ")[2]
     record = client.get_run(run_id)
-    known = json.loads((run / "run.json").read_text(encoding="utf-8"))["mlflow_runs"]["fold_0"]
-    assert record.info.experiment_id == client.get_run(known).info.experiment_id
-    assert (record.info.status, record.data.tags["comparison.b"]) == ("FINISHED", known)
+    assert record.info.experiment_id == tracker.experiment_id
+    assert (record.info.status, record.data.tags["comparison.b"]) == ("FINISHED", tracker.run_id)
     assert record.data.tags["comparison.better"] == "no difference shown"
     assert record.data.metrics["difference/dice/label_1/mean"] == pytest.approx(np.mean(GAINS))
     logged = {one.path: Path(client.download_artifacts(run_id, one.path)) for one in client.list_artifacts(run_id)}
@@ -110,7 +112,6 @@ def test_what_was_not_recorded_is_compared_all_the_same(
 
 
 def test_a_store_that_is_gone_is_not_made_anew(evaluation: Path, run: Path, tmp_path: Path) -> None:
-    (tmp_path / "store.db").rename(tmp_path / "elsewhere.db")
     outcome = compare(evaluation, run, out=tmp_path / "OUT")
     assert outcome.lines[-1].startswith("not recorded in MLflow")
     assert not (tmp_path / "store.db").exists()

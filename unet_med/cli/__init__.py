@@ -26,6 +26,7 @@ COMMANDS = (
     data.convert,
     data.manifest,
     data.check,
+    data.correct,
     training.plan,
     training.plan_diff,
     training.train,

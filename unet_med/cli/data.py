@@ -145,3 +145,24 @@ def check(
     from unet_med.workflows.check import check as workflow
 
     return workflow(data, fix, html, pictures)
+
+
+def correct(
+    data: Annotated[
+        Path, typer.Argument(metavar="M.json", exists=True, dir_okay=False, help="Manifest that knows the images.")
+    ],
+    masks: Annotated[
+        Path, typer.Argument(metavar="MASKS", exists=True, help="Corrected masks, each called by the id of its case.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the corrected data set.")],
+    before: Annotated[
+        Path | None, typer.Option("--before", metavar="DIR", exists=True, help="The masks as they were predicted.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="DIR", exists=True, help="Images that M.json does not list.")
+    ] = None,
+) -> Outcome:
+    """Take masks corrected in 3D Slicer, ITK-SNAP, napari or QuPath back as truth."""
+    from unet_med.workflows.correct import correct as workflow
+
+    return workflow(data, masks, out, before, images)

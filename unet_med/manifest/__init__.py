@@ -1,8 +1,8 @@
 """Which image belongs to which label, in which fold: the data set as one file.
 
 A manifest is a Medical Segmentation Decathlon JSON, so MONAI and nnU-Net tools read it, with a few keys more:
-``fold``, ``group``, ``sha256``, ``frame`` and ``read`` of each case, ``task``, ``folds``, ``label_values``,
-``regions``, ``ignore_label`` and ``findings`` of the whole. Paths are relative to the manifest.
+``fold``, ``group``, ``sha256``, ``frame``, ``read`` and ``provenance`` of each case, ``task``, ``folds``,
+``label_values``, ``regions``, ``ignore_label`` and ``findings`` of the whole. Paths are relative to the manifest.
 """
 
 from unet_med.manifest.build import BuildReport, build_manifest

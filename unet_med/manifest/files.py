@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -124,6 +125,8 @@ def _entry(case: ManifestCase, folder: Path, table: dict[str, list[str]]) -> dic
         entry["fold"] = case.fold
     entry["group"] = case.group
     entry["sha256"] = dict(case.sha256)
+    if case.provenance:
+        entry["provenance"] = dict(case.provenance)
     if case.case.frame is not None:
         entry["frame"] = case.case.frame
     read = {"image": [dict(source.read_as) for source in case.case.sources]}
@@ -285,6 +288,7 @@ class _Reader:
             group=str(entry.get("group", case_id)),
             sha256=dict(hashes) if isinstance(hashes, Mapping) and "image" in hashes else LazyHashes(case),
             split=split,
+            provenance=dict(entry.get("provenance") or {}),
         )
 
     def _parts(self, count: int) -> list[str]:
@@ -353,9 +357,7 @@ def _with_folds(cases: tuple[ManifestCase, ...], stored: object) -> tuple[tuple[
         return cases, 0
     wanted = stored if isinstance(stored, int) else DEFAULT_FOLDS
     chosen = assign_folds({case.id: case.group for case in cases}, wanted)
-    new = tuple(
-        ManifestCase(case.id, case.case, chosen.get(case.id), case.group, case.sha256, case.split) for case in cases
-    )
+    new = tuple(replace(case, fold=chosen.get(case.id)) for case in cases)
     return new, len(set(chosen.values()))
 
 

@@ -111,6 +111,14 @@ def _patients(drafts: Sequence[Draft]) -> dict[str, str]:
     return {case: _private(study if one or not patient else patient) for case, (patient, study) in found.items()}
 
 
+def group_alone(case_id: str, source: SourceRef) -> str:
+    """Returns the group of an image that joins a data set, as manifests hold it: of DICOM its patient, hidden."""
+    if source.kind != "dicom":
+        return case_id
+    patient, study = _patient_and_study(source)
+    return _shown(_private(patient or study))
+
+
 def _is_dicom(draft: Draft) -> bool:
     return draft.case.sources[0].kind == "dicom"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from unet_med.errors import InputRefusedError
 from unet_med.identity import files_sha256
@@ -99,6 +99,8 @@ class ManifestCase:
         group: What must stay together (a patient, a field of view); never a patient's data.
         sha256: ``{"image": ..., "label": ...}`` (see :func:`content_sha256`).
         split: ``training`` or ``test``.
+        provenance: Where its label comes from, where somebody corrected one (see
+            :mod:`unet_med.manifest.corrections`); JSON-able. Empty: nothing is known.
     """
 
     id: str
@@ -107,6 +109,7 @@ class ManifestCase:
     group: str
     sha256: Mapping[str, str]
     split: Split = "training"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from unet_med.review.sheet import top_of
 from unet_med.version import __version__
 
 _PLOT = 340
-_MARGIN = 44
+_MARGIN = 58
 _BAR = 150
 
 
@@ -117,7 +117,7 @@ def _bar(row: Mapping[str, Any], scale: float) -> str:
     middle = _BAR / 2
 
     def x(value: float) -> float:
-        return middle + 0.92 * middle * value / scale
+        return float(middle + 0.92 * middle * value / scale)
 
     line = ""
     if row["low"] is not None:
@@ -222,8 +222,9 @@ svg .tick{font:12px system-ui,sans-serif;fill:var(--dim)}
 .case{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 16px;margin-bottom:12px;
 break-inside:avoid}
 .case h3 span{font-weight:normal}
-.pair{display:grid;gap:10px;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));margin-top:8px}
-.pair figure{margin:0}.pair figcaption{font-weight:600}.pair img{width:100%;height:auto;border-radius:6px}
+.pair{display:flex;flex-wrap:wrap;gap:10px;margin-top:8px}
+.pair figure{margin:0;min-width:0}.pair figcaption{font-weight:600}
+.pair img{display:block;max-width:100%;height:auto;border-radius:6px}
 """
 
 _FOOT = (

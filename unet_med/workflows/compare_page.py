@@ -20,7 +20,8 @@ from unet_med.workflows.compare_record import record_comparison
 
 _LOSSES, _GAINS = 6, 3
 """Cases that are shown."""
-_WIDTH = 900
+_WIDTH = 1100
+"""Of a picture of three planes; those of two-dimensional images are about half as wide and stand side by side."""
 
 
 def write_comparison(
