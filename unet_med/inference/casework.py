@@ -94,7 +94,7 @@ class CaseWork:
         self._predictor = predictor
         self._meter = meter or PeakMeter()
         self._check_memory = check_memory
-        self._size = CaseSize.of(job.case)
+        self._size = CaseSize.of(job.case, objects=predictor.objects is not None)
         if is_large is not None and job.kept is not None and job.case.reads_regions and is_large(self._size):
             self._size = replace(self._size, on_disk=True)
         self._kept: KeptWork | None = None
@@ -296,13 +296,15 @@ class CaseWork:
         self._assessment = found if self._assessment is None else self._assessment.joined(found)
 
     def _show(self, frame: _Frame, labels: npt.NDArray[Any]) -> None:
-        """Keeps the image of the frame with the most labelled voxels, for the preview, and no other."""
+        """Keeps image and objects of the frame with the most labelled voxels, for the preview, and no others."""
         frame.voxels = int(count_labels(labels)[1:].sum())
         loser: _Frame | None = frame
         if self.job.preview and (self._shown is None or frame.voxels > self._shown.voxels):
             loser, self._shown = self._shown, frame
         if loser is not None:
             loser.volume = None
+            if loser.true_objects is None:
+                loser.objects = None
 
     def _open_sink(self) -> MaskSink:
         job = self.job
@@ -364,12 +366,12 @@ class CaseWork:
         """Counts the objects of each class in each frame; matches them with the true ones."""
         found: dict[str, Any] = {"objects": []}
         for frame in self._frames:
-            if frame.objects is None or frame.table is None:
+            if frame.table is None:
                 continue
             rows = count_objects(frame.table, self.job.case.geometry, self._predictor.labels.names)
             number = frame.number if len(self._frames) > 1 else None
             found["objects"] += [{"frame": number, **row} for row in rows]
-            if frame.true_objects is not None:
+            if frame.objects is not None and frame.true_objects is not None:
                 found["instance"] = compare_objects(frame.objects, frame.true_objects, self._predictor.labels)
         return found
 

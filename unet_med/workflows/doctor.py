@@ -308,7 +308,11 @@ def _with_cases(
 ) -> Outcome:
     """Adds what each case will cost, and whether all will fit."""
     available, mirror = available_bytes(), config.inference.mirror
-    sizes = [CaseSize.of(case) if first_stage else CaseSize.as_read(case, None, available) for case in cases]
+    objects = config.task == "instance"
+    sizes = [
+        CaseSize.of(case, objects) if first_stage else CaseSize.as_read(case, None, available, objects)
+        for case in cases
+    ]
     alone = [estimate_case(size, config, rates, mirror, first_stage=first_stage) for size in sizes]
     crowded = [len(sizes) > 1 and may_overlap(size, available) for size in sizes]
     costs = [

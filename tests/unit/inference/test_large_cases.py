@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,19 @@ def test_objects_of_a_large_case_are_the_same(tiny_bundle, tmp_path: Path, monke
     assert np.array_equal(*maps)
 
 
+def test_of_a_movie_the_objects_of_one_frame_are_held(tiny_bundle, tmp_path: Path) -> None:
+    predictor = Predictor([load_bundle(tiny_bundle(dims=2, task="instance"))], "cpu")
+    case = _case(tmp_path / "in", picture((3, 32, 40))[0], "TYX")
+    work = CaseWork(CaseJob(case, "slide", tmp_path, {"input_sha256": "a"}), predictor)
+    work.read()
+    work.compute()
+    assert sum(frame.objects is not None for frame in work._frames) == 1
+    work.write()
+    found = work.result()
+    assert found["status"] == "done", found["reason"]
+    assert {row["frame"] for row in found["objects"]} == {0, 1, 2}
+
+
 def test_memory_does_not_grow_with_the_length_of_an_image(tiny_bundle, tmp_path: Path) -> None:
     model = tiny_bundle(dims=2, sampling__patch_voxels=[64, 64], inference__overlap=0.1)
     predictor = Predictor([load_bundle(model)], "cpu")
@@ -204,7 +218,7 @@ def test_memory_does_not_grow_with_the_length_of_an_image(tiny_bundle, tmp_path:
 
 
 def test_a_preview_holds_no_more_than_it_shows(monkeypatch) -> None:
-    monkeypatch.setattr(large, "_PREVIEW_SIDE", 64)
+    monkeypatch.setattr(large, "PREVIEW_SIDE", 64)
     monkeypatch.setattr(large, "_ROWS", 32)
     source = WatchedSource(picture((200, 2000)))
     image = lazily(source).array
@@ -220,7 +234,13 @@ def test_what_is_large(tmp_path: Path, predictor) -> None:
     assert size.image_bytes == 3 * 160 * 96
     assert not size.is_large(None, 10**6) and size.is_large(None, 10**5)
     assert size.is_large(0.00001, 10**9) and not size.is_large(1.0, 10**9)
+    objects = CaseSize.of(case, objects=True)
+    assert objects.image_bytes == 10 * 160 * 96 and objects.is_large(None, 5 * 10**5)
+    assert not size.is_large(None, 5 * 10**5)
+    movie = replace(objects, frames=3)
+    assert movie.is_large(None, 4 * 26 * 160 * 96 - 1) and not movie.is_large(None, 4 * 26 * 160 * 96)
     config = predictor._models[0].bundle.config
+    assert held_bytes(objects, config).mask == 8 * 160 * 96
     usual = held_bytes(size, config)
     there = held_bytes(CaseSize(size.geometry, 1, 2, on_disk=True), config)
     assert (usual.mask, there.mask) == (160 * 96, 0)
