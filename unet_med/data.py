@@ -389,7 +389,8 @@ def _save_image(path: Path, image: npt.NDArray[np.float32] | Prepared) -> None:
 def _positions(label: npt.NDArray[np.integer[Any]], ignored: int | None) -> npt.NDArray[np.int32]:
     """Returns what :meth:`CachedCase.foreground` does: up to 5000 evenly chosen positions of each label."""
     if not label.flags.c_contiguous:  # as one in a file that was written in parts: in the order of its file
-        return np.hstack([(found := _positions(label.T, ignored))[:, :1], found[:, :0:-1]])
+        turned = _positions(label.T, ignored)
+        return np.hstack([turned[:, :1], turned[:, :0:-1]])
     planes = max(1, _SLAB_VOXELS // max(1, prod(label.shape[1:])))
     slabs = [label[start : start + planes] for start in range(0, len(label), planes)]
     found = sorted({int(value) for slab in slabs for value in np.unique(slab)} - {0, ignored})

@@ -173,7 +173,7 @@ def _read_image(opened: OpenCase, step: int) -> tuple[str, Volume, list[Finding]
         digest.update(repr(volume.array.shape).encode())
         ranges = []
         for part in parts(volume.array):
-            digest.update(np.ascontiguousarray(part.T, dtype=np.float32).ravel())  # the same however it is parted
+            digest.update(np.ascontiguousarray(part.T, dtype=np.float32).ravel().data)  # the same however it is parted
             ranges.append([(channel.min(), channel.max()) for channel in part])
         faults += [one for one in _constant_channels(opened.id, np.array(ranges)) if one not in faults]
         first = first or thinned(volume, step)

@@ -38,7 +38,7 @@ def thinned(volume: Volume, step: int) -> Volume:
     """
     if step == 1:
         return Volume(np.asarray(volume.array), volume.geometry)
-    every = (..., *(slice(None, None, step) for _ in volume.geometry.shape))
+    every: tuple[Any, ...] = (..., *(slice(None, None, step) for _ in volume.geometry.shape))
     kept = [part[every].copy() for part in parts(volume.array, step)]  # a view would hold its part
     return Volume(np.concatenate(kept, axis=-1), _coarser(volume.geometry, step))
 
