@@ -19,6 +19,7 @@ from unet_med.io.source import IntakeOptions
 from unet_med.manifest import ManifestCase, load_manifest
 from unet_med.workflows.learning_curve import learning_curve, nested_subsets
 from unet_med.workflows.manifest import make_manifest
+from unet_med.workflows.outcome import Outcome
 
 SHORT = PIPELINE | {
     "training": PIPELINE["training"] | {"epochs": 1, "steps_per_epoch": 4},
@@ -72,6 +73,27 @@ def test_a_curve_of_two_points(trained: Trained, tmp_path: Path, monkeypatch: py
     assert outcome.result["last_step"]["mean"] == pytest.approx(
         outcome.result["points"][1]["score"] - outcome.result["points"][0]["score"]
     )
+    text = (tmp_path / "OUT" / "learning_curve.html").read_text(encoding="utf-8")
+    assert text.count("<circle ") == 2
+    assert all(f"{point['score']:.4f}</td>" in text for point in outcome.result["points"])
+    assert "http" not in text.replace("http-equiv", "")
     part = load_manifest(tmp_path / "OUT" / "images_0001.json")
     assert sum(case.fold != 0 for case in part.training) == 1
     assert learning_curve(*arguments, device="cpu").result == outcome.result, "finished runs are not trained again"
+
+
+def test_the_seed_of_the_pipeline_decides_the_subsets(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unet_med.workflows.learning_curve.train", lambda *_: Outcome({}))
+    monkeypatch.setattr("unet_med.workflows.learning_curve.read_scores", lambda _: {"a": {"dice": {"ball": 0.5}}})
+    monkeypatch.setattr("unet_med.workflows.learning_curve._last_step", lambda _: None)
+    chosen = {}
+    for seed in range(6):
+        out = tmp_path / str(seed)
+        learning_curve(trained.pipeline, trained.manifest, out, (1,), overrides=[f"seed={seed}"])
+        part = load_manifest(out / "images_0001.json")
+        chosen[seed] = [case.id for case in part.training if case.fold != 0]
+    assert len({tuple(ids) for ids in chosen.values()}) > 1
+    whole = [case for case in load_manifest(trained.manifest).training if case.fold != 0]
+    assert chosen[3] == [case.id for case in nested_subsets(whole, [1], seed=3)[0]]

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from unet_med.config import load_config
 from unet_med.errors import UsageError
-from unet_med.io.atomic import write_json
+from unet_med.io.atomic import whole_file, write_json
 from unet_med.manifest import Manifest, ManifestCase, load_manifest, save_manifest
 from unet_med.review.comparison import MEAN, Scores, compared
 from unet_med.review.paired import PairedDifference, mean_interval
 from unet_med.workflows.compare import read_scores
+from unet_med.workflows.learning_curve_page import PAGE, page
 from unet_med.workflows.outcome import Outcome
 from unet_med.workflows.session import JOURNAL
 from unet_med.workflows.train import train
@@ -40,7 +42,8 @@ def learning_curve(
     Args:
         pipeline: Pipeline YAML.
         data: Manifest.
-        out: Receives a manifest and a run for each size, and ``learning_curve.json``. What was interrupted goes on.
+        out: Receives a manifest and a run for each size, ``learning_curve.json`` and ``learning_curve.html``. What was
+            interrupted goes on.
         sizes: Numbers of training images; the smaller sets are part of the larger ones. Groups stay whole: a set may
             be a little larger. Empty: an eighth, a quarter, half and all of them.
         fold: Is held out.
@@ -62,7 +65,8 @@ def learning_curve(
     points: list[dict[str, Any]] = []
     scores: list[Scores] = []
     lines: list[str] = []
-    for subset in nested_subsets(training, sorted(set(wanted)), seed=0):
+    seed = load_config(pipeline, overrides).seed
+    for subset in nested_subsets(training, sorted(set(wanted)), seed):
         run = out / f"images_{len(subset):04d}"
         part = _part(manifest, [*subset, *held_out], out / f"images_{len(subset):04d}.json")
         resume = (run / JOURNAL).exists()
@@ -77,7 +81,9 @@ def learning_curve(
         "last_step": None if last is None else asdict(last) | {"shown": last.is_shown},
     }
     write_json(out / CURVE, result, CURVE)
-    return Outcome(result, [*lines, "", *_table(points, last)])
+    with whole_file(out / PAGE, PAGE) as page_part:
+        page_part.write_text(page(result, _verdict(last)), encoding="utf-8")
+    return Outcome(result, [*lines, "", *_table(points, last), f"{CURVE} and {PAGE}: {out}"])
 
 
 def nested_subsets(cases: Sequence[ManifestCase], sizes: Sequence[int], seed: int) -> list[list[ManifestCase]]:
@@ -137,7 +143,12 @@ def _table(points: Sequence[dict[str, Any]], last: PairedDifference | None) -> l
         score = "-" if point["score"] is None else f"{point['score']:.4f}"
         interval = "too few cases" if point["low"] is None else f"{point['low']:.4f} to {point['high']:.4f}"
         lines.append(f"{point['images']:>8} {score:>8}   {interval}")
-    if last is not None and last.low is not None:
-        verdict = "more images still help" if last.is_shown and last.mean > 0 else "no gain shown"
-        lines.append(f"last step: {last.mean:+.4f} ({last.low:+.4f} to {last.high:+.4f}, same cases): {verdict}")
-    return lines
+    return [*lines, verdict] if (verdict := _verdict(last)) else lines
+
+
+def _verdict(last: PairedDifference | None) -> str:
+    """Says what the last step gained; nothing where that is not known."""
+    if last is None or last.low is None:
+        return ""
+    told = "more images still help" if last.is_shown and last.mean > 0 else "no gain shown"
+    return f"last step: {last.mean:+.4f} ({last.low:+.4f} to {last.high:+.4f}, same cases): {told}"
