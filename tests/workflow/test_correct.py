@@ -17,13 +17,21 @@ from toy_set import PIPELINE, SHAPE, SPACING, Trained, toy_image
 
 from unet_med.bundle import read_bundle_info
 from unet_med.errors import NothingUsableError, UsageError
-from unet_med.io.discover import discover
+from unet_med.io.discover import discover, open_source
 from unet_med.io.export import seg_nrrd
+from unet_med.io.export.mask import MaskExport
 from unet_med.labels import LabelMap
 from unet_med.manifest import Manifest, ManifestCase, load_manifest
 from unet_med.workflows.correct import correct
 from unet_med.workflows.manifest import make_manifest
 from unet_med.workflows.train import train
+
+
+def write_sidecar(path: Path, names: dict[int, str]) -> None:
+    """Writes what lies beside a mask that a model made."""
+    labels = [{"value": value, "name": name} for value, name in names.items()]
+    told = {"tool": "unet-med", "labels": labels, "provenance": {"model_sha256": ["ab" * 32]}}
+    path.write_text(json.dumps(told), encoding="utf-8")
 
 
 def of(manifest: Manifest, name: str) -> ManifestCase:
@@ -55,7 +63,7 @@ def test_masks_become_truth_and_the_page_shows_what_changed(bodies: Path, tmp_pa
     save_nifti(masks / "c1.nii.gz", label_of(bodies, "c1"))
     found = (load_nifti(bodies.parent / "set/images/c5.nii.gz") > 170).astype(np.uint8)
     save_nifti(predicted / "c5.nii.gz", found)
-    (predicted / "c5.json").write_text(json.dumps({"provenance": {"model_sha256": ["ab" * 32]}}), encoding="utf-8")
+    write_sidecar(predicted / "c5.json", {1: "left", 2: "right"})
     better = found.copy()
     better[20:] *= 2
     save_nifti(masks / "c5.nii.gz", better)
@@ -110,6 +118,26 @@ def test_a_segmentation_of_3d_slicer_on_a_dicom_series(tmp_path: Path) -> None:
     told = [path for path in (tmp_path / "OUT").rglob("*") if path.is_file()]
     private = [path for path in told if b"SECRET" in path.read_bytes() or "SECRET" in path.name]
     assert [path.name for path in private] == ["manifest.json.sources.json"]
+
+
+def test_the_names_of_the_model_are_understood(bodies: Path, tmp_path: Path) -> None:
+    """The model calls the labels otherwise than the manifest: what lies beside its mask says which is which."""
+    source = open_source(load_manifest(bodies).training[0].case.sources[0])
+    found, name = label_of(bodies, "c0"), load_manifest(bodies).training[0].id
+    assert name == "c0"
+    for folder in ("masks", "predicted"):
+        (tmp_path / folder).mkdir()
+    names = LabelMap.from_names({"background": 0, "kidney one": 1, "kidney two": 2})
+    seg_nrrd.write(MaskExport(source, found, names), tmp_path / "masks/c0.seg.nrrd")
+    save_nifti(tmp_path / "predicted/c0.nii.gz", found)
+    with pytest.raises(NothingUsableError, match="'kidney one'"):
+        correct(bodies, tmp_path / "masks", tmp_path / "OUT", before=tmp_path / "predicted")
+    write_sidecar(tmp_path / "predicted/c0.json", {1: "kidney one", 2: "kidney two"})
+    outcome = correct(bodies, tmp_path / "masks", tmp_path / "OUT", before=tmp_path / "predicted")
+    assert outcome.result["totals"]["unchanged"] == 1
+    write_sidecar(tmp_path / "predicted/c0.json", {1: "right", 2: "left"})
+    with pytest.raises(NothingUsableError, match="another label of the set"):
+        correct(bodies, tmp_path / "masks", tmp_path / "OUT2", before=tmp_path / "predicted")
 
 
 def test_outlines_of_qupath_become_objects(tmp_path: Path) -> None:

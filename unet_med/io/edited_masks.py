@@ -60,7 +60,7 @@ def read_edited(path: Path, case: Case, names: Mapping[str, int]) -> EditedMask:
     Args:
         path: ``.seg.nrrd``, NIfTI, NRRD, MetaImage, TIFF or PNG; GeoJSON, ImageJ's outlines or COCO.
         case: The image; whether values are numbers of objects; the value of what nobody labelled.
-        names: Name of each label -> its value, background included.
+        names: Name of each label -> its value, background included; several names may mean one value.
 
     Raises:
         InputRefusedError: The file is damaged, lies elsewhere than the image, or names or holds what is no label.
@@ -189,7 +189,7 @@ def _from_outlines(path: Path, kind: OutlineKind, case: Case, names: Mapping[str
         named = any(kinds.values())
         classes = {number: _value(name, known, names, case.id) for number, name in kinds.items()} if named else None
         return EditedMask(truth.read().array[0], classes, kind, tuple(notes))
-    only = next(iter(known.values())) if len(known) == 1 else None
+    only = next(iter(known.values())) if len(set(known.values())) == 1 else None
     table = np.zeros(int(seen.painted.labels.max(initial=0)) + 1, dtype=np.uint16)
     for number, name in kinds.items():
         table[number] = only if only is not None and not name else _value(name, known, names, case.id)

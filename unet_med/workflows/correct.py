@@ -161,8 +161,9 @@ class _Job:
         if case.id in self.shown:
             raise InputRefusedError("another mask of this image was taken over", case.id, "leave one in the folder")
         verify(replace(case, sha256={"image": case.sha256["image"]}))
-        mask = read_edited(path, case.case, self._names)
-        was = self._before(case, earlier)
+        names = self._names_in(case, (path, *earlier))
+        mask = read_edited(path, case.case, names)
+        was = self._before(case, earlier, names)
         now = self._known(mask.labels)
         classes = self._classes(case, mask, now, was)
         record |= self._compared(case, was.labels, now)
@@ -182,11 +183,30 @@ class _Job:
         self.corrections.append(Correction(case, label, classes, provenance))
         self.shown[case.id] = shown
 
-    def _before(self, case: ManifestCase, earlier: Sequence[Path]) -> _Before:
+    def _names_in(self, case: ManifestCase, masks: Sequence[Path]) -> dict[str, int]:
+        """Returns the names of labels: those of the set, and what the model calls them that made a mask."""
+        names = dict(self._names)
+        known = {" ".join(name.split()).casefold(): value for name, value in names.items()}
+        for mask in masks:
+            for entry in _beside(mask).get("labels", ()):
+                name, value = str(entry["name"]), int(entry["value"])
+                if known.get(" ".join(name.split()).casefold(), value) != value:
+                    raise InputRefusedError(
+                        f"the model that made the mask calls label {value} {name!r}, which is another label of the set",
+                        case.id,
+                        "predict with a model whose labels have the values of the set",
+                    )
+                if value in self._names.values():
+                    names.setdefault(name, value)
+        return names
+
+    def _before(self, case: ManifestCase, earlier: Sequence[Path], names: Mapping[str, int]) -> _Before:
         """Returns the mask as it was: of the folder, else the present label, unless this was changed in its place."""
-        if len(earlier) == 1:
-            mask = read_edited(earlier[0], case.case, self._names)
-            origin = {"mask_sha256": file_sha256(earlier[0]), "model_sha256": _model_of(earlier[0])}
+        if earlier:
+            first = min(earlier, key=lambda path: path.name)  # of several formats of one mask any will do
+            mask = read_edited(first, case.case, names)
+            made_by = _beside(first).get("provenance", {}).get("model_sha256")
+            origin = {"mask_sha256": file_sha256(first), "model_sha256": made_by}
             return _Before(self._known(mask.labels), mask.classes, origin)
         if case.case.label is None:
             return _Before()
@@ -264,13 +284,13 @@ def _left_unknown(case: ManifestCase) -> list[str]:
     return ["nothing is learnt from where nobody had labelled, whatever the mask holds there"]
 
 
-def _model_of(mask: Path) -> Any:
-    """Returns the sha256 of the models that made a mask, as the JSON beside it says; ``None``: it says nothing."""
+def _beside(mask: Path) -> dict[str, Any]:
+    """Returns the JSON that ``unet-med predict`` wrote beside a mask; nothing where there is none."""
     try:
-        beside = mask.with_name(f"{stem_of(mask)}.json").read_text(encoding="utf-8")
-        return json.loads(beside)["provenance"]["model_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        told = json.loads(mask.with_name(f"{stem_of(mask)}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) and told.get("tool") == "unet-med" else {}
 
 
 def _as_stored(labels: LabelArray, label_values: Mapping[int, int] | None) -> LabelArray:
