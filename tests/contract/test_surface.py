@@ -39,6 +39,8 @@ SURFACE = {
     "match": "pipeline --data --out --kinds --fold --max-minutes --device --set",
     "retune": "folder --set --data",
     "learning-curve": "pipeline --data --out --sizes --fold --max-minutes --device --set",
+    "explain": f"model case out --also --label --block-mm --dropout-samples --device {INTAKE} --overwrite",
+    "rank": f"model folder out --also --labelled --device {INTAKE} --overwrite",
     "ui": "--store --port --no-browser",
     "send": "files --to --aet --user --password-env --tls --ca",
     "receive": (

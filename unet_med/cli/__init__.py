@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from unet_med.cli import data, models, pacs, prediction, review, training
+from unet_med.cli import data, explaining, models, pacs, prediction, review, training
 from unet_med.cli.command import with_common_options
 from unet_med.cli.reporting import report, say
 from unet_med.errors import Terminated
@@ -43,6 +43,8 @@ COMMANDS = (
     training.match,
     prediction.retune,
     training.learning_curve,
+    explaining.explain,
+    explaining.rank,
     review.ui,
     pacs.send,
     pacs.receive,

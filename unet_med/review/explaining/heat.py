@@ -25,7 +25,7 @@ from unet_med.networks import Segmenter
 from unet_med.review.explaining.view import BoolArray, FloatArray, View
 from unet_med.volume import Region
 
-MOST_BLOCKS = 216
+MOST_BLOCKS = 128
 """Of a view; each is a forward pass for every network that is asked."""
 _STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 _LINEAR: dict[int, str] = {2: "bilinear", 3: "trilinear"}
