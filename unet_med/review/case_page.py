@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from unet_med.labels import LabelMap, label_colour
 from unet_med.overlays import object_colours
-from unet_med.review.facts import OBJECTS, TIMES, VOLUMES, Section, number
+from unet_med.review.facts import AREAS, OBJECTS, TIMES, VOLUMES, Section, number
 from unet_med.review.histogram import histogram, svg
 from unet_med.review.need import Need
 from unet_med.review.pictures import Colour, data_uri, jpeg, sheets
@@ -32,7 +32,7 @@ _MEASURES = {
 }
 _SIZES = {"area_um2": "µm²", "volume_um3": "µm³", "area_px": "px", "voxels": "voxels"}
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_MARKED = {VOLUMES: "Label", OBJECTS: "Class"}
+_MARKED = {VOLUMES: "Label", AREAS: "Label", OBJECTS: "Class"}
 """Columns whose texts are names of labels."""
 _MOST_CHANNEL_MEASURES = 2
 
@@ -117,7 +117,7 @@ def _viewer(facts: CaseFacts) -> str:
     if view is None:
         return missing + preview
     panes = range(3 if view.is_volume else 1)
-    kind = "volume" if view.is_volume else "picture"
+    kind = "volume" if view.is_volume else "flat"
     stage = "".join(
         f'<figure class="pane{" main" if number == 0 else ""}"><canvas></canvas><figcaption></figcaption></figure>'
         for number in panes
@@ -173,7 +173,8 @@ def _hint(view: View) -> str:
     fewer = f" Every {TIMES.join(map(str, coarser))} voxels are shown as one." if max(coarser) > 1 else ""
     keys = "<kbd>↑</kbd> <kbd>↓</kbd> or the wheel: slices. " if view.through else ""
     planes = "<kbd>p</kbd>: next plane. <kbd>x</kbd>: cross. " if view.is_volume else ""
-    return f"{keys}{planes}<kbd>z</kbd> <kbd>Z</kbd> <kbd>0</kbd>: zoom. {escape(shown + fewer)}"
+    told = f"{keys}{planes}<kbd>z</kbd> <kbd>Z</kbd> <kbd>0</kbd>: zoom."
+    return f'<span class="keys">{told}</span> {escape(shown + fewer)}'
 
 
 def _section(section: Section, facts: CaseFacts, centres: Centres) -> str:

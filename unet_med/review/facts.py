@@ -10,11 +10,12 @@ Record = Mapping[str, Any]
 
 DASH = "\N{EN DASH}"
 TIMES = " \N{MULTIPLICATION SIGN} "
-VOLUMES, OBJECTS, NOTICED = "Volumes", "Objects", "What the model noticed"
+VOLUMES, AREAS, OBJECTS, NOTICED = "Volumes", "Areas", "Objects", "What the model noticed"
 STAMP, ORIGIN, CARD = "Geometry stamp", "Provenance", "Model card"
 
 _MOST_ROWS = 40
 _DIGITS = 3
+_FLAT = ("mm2", "px")
 _MEASURED = {"dice": "Dice", "hd95_mm": "HD95 mm", "nsd": "NSD"}
 
 
@@ -45,7 +46,7 @@ def sections(record: Record, sidecar: Record, models: Sequence[Record]) -> list[
         sidecar: The JSON beside its mask; empty where there is none.
         models: What each model says of itself, the first one first; see :func:`card`.
     """
-    found = [volumes(record), objects(record), noticed(record), stamp(record), provenance(record, sidecar)]
+    found = [objects(record), volumes(record), noticed(record), stamp(record), provenance(record, sidecar)]
     found += [card(model, len(models) > 1) for model in models]
     return [section for section in found if section.rows]
 
@@ -91,7 +92,8 @@ def volumes(record: Record) -> Section:
         cells += [_or_dash(agreement.get(name))] if agreement else []
         cells += [_or_dash((measured.get(name) or {}).get(key)) for key in scores]
         table.append(tuple(cells))
-    return Section(VOLUMES, tuple(columns), tuple(table), _volume_note(bool(predicted), len(rows), record))
+    title = AREAS if any(row["unit"] in _FLAT for row in rows) else VOLUMES
+    return Section(title, tuple(columns), tuple(table), _volume_note(bool(predicted), len(rows), record))
 
 
 def _volume_note(predicted: bool, rows: int, record: Record) -> str:

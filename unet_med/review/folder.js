@@ -8,6 +8,7 @@
   const VERDICTS = { accept: "accepted", reject: "rejected" };
   const isWide = () => window.matchMedia("(min-width:900px)").matches;
   let kept = {}, current = null, filter = "all", isStored = true, isDirty = false, wentForward = false;
+  let settings = null;  // of the viewer, from case to case
 
   // ---- what was decided ---------------------------------------------------------------------------------------------
 
@@ -241,8 +242,11 @@
     }
   });
   window.addEventListener("message", (event) => {
-    const key = event.source === frame.contentWindow && event.data ? keys[event.data.key] : undefined;
-    if (key) key();
+    if (event.source !== frame.contentWindow || !event.data) return;
+    if (event.data.settings) settings = event.data.settings;
+    else if (event.data.ready) {
+      if (settings) frame.contentWindow.postMessage({ settings }, "*");
+    } else if (keys[event.data.key]) keys[event.data.key]();
   });
   window.addEventListener("beforeunload", (event) => { if (isDirty) event.preventDefault(); });
   comment.addEventListener("blur", saveComment);

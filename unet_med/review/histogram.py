@@ -9,6 +9,8 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
+from unet_med.review.facts import number
+
 Floats = npt.NDArray[np.float64]
 Colour = tuple[int, int, int]
 
@@ -64,7 +66,7 @@ def svg(found: Histogram, colours: Mapping[str, Colour]) -> str:
     parts = [
         f'<svg class="histogram" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(_spoken(found))}">',
         f'<text x="0" y="11">{escape(found.title)}</text>'
-        f'<text x="{_WIDTH}" y="11" text-anchor="end">median {found.median:.3g}</text>',
+        f'<text x="{_WIDTH}" y="11" text-anchor="end">median {number(found.median)}</text>',
     ]
     for bar in range(bars):
         top = float(_HEIGHT - _BASE)
@@ -80,15 +82,15 @@ def svg(found: Histogram, colours: Mapping[str, Colour]) -> str:
     share = float(np.clip((found.median - found.edges[0]) / (found.edges[-1] - found.edges[0]), 0.0, 1.0))
     parts.append(f'<path d="M{share * _WIDTH:.1f} {base}v5" class="axis"/>')
     for left, edge, anchor in ((0, found.edges[0], "start"), (_WIDTH, found.edges[-1], "end")):
-        parts.append(f'<text x="{left}" y="{_HEIGHT - 7}" text-anchor="{anchor}">{edge:.3g}</text>')
+        parts.append(f'<text x="{left}" y="{_HEIGHT - 7}" text-anchor="{anchor}">{number(edge)}</text>')
     return "".join(parts) + "</svg>"
 
 
 def _bar(found: Histogram, bar: int, name: str) -> str:
     what = escape(f"{name}: " if len(found.counts) > 1 else "")
-    return f"{what}{found.counts[name][bar]} from {found.edges[bar]:.3g} to {found.edges[bar + 1]:.3g}"
+    return f"{what}{found.counts[name][bar]} from {number(found.edges[bar])} to {number(found.edges[bar + 1])}"
 
 
 def _spoken(found: Histogram) -> str:
     low, high = found.edges[0], found.edges[-1]
-    return f"Histogram of {found.title}: from {low:.3g} to {high:.3g}, median {found.median:.3g}"
+    return f"Histogram of {found.title}: from {number(low)} to {number(high)}, median {number(found.median)}"

@@ -24,8 +24,11 @@
     else if (framed) window.parent.postMessage({ key: event.key }, "*");
   });
   window.addEventListener("message", (event) => {
-    if (framed && event.source === window.parent && event.data) act(String(event.data.key));
+    if (!framed || event.source !== window.parent || !event.data) return;
+    if (event.data.settings) take(event.data.settings);
+    else act(String(event.data.key));
   });
+  let take = () => {};
 
   if (!data || !viewer) return;
   const view = JSON.parse(data.textContent);
@@ -39,7 +42,7 @@
     at: view.start.slice(), plane: 0, channel: 0, opacity: 0.35, outline: true, fill: true, cross: true,
     brightness: 0, contrast: 0, hidden: new Set(), zoom: 1, pan: [0, 0], table: null,
   };
-  const volume = { images: [], labels: null, reference: null };
+  const volume = { images: [], labels: null, reference: null, ready: false };
   const panes = [...viewer.querySelectorAll(".pane")].map((figure, number) => ({
     figure, number, canvas: figure.querySelector("canvas"), caption: figure.querySelector("figcaption"),
     slice: document.createElement("canvas"), drawn: "", place: null,
@@ -210,7 +213,7 @@
   function draw(pane) {
     const ratio = window.devicePixelRatio || 1;
     const [W, H] = [Math.round(pane.canvas.clientWidth * ratio), Math.round(pane.canvas.clientHeight * ratio)];
-    if (!W || !H || !volume.labels) return;
+    if (!W || !H || !volume.ready) return;
     if (pane.canvas.width !== W || pane.canvas.height !== H) [pane.canvas.width, pane.canvas.height] = [W, H];
     drawSlice(pane);
     const place = pane.place = placed(pane);
@@ -272,7 +275,7 @@
     if (left) {
       write(left, edge, H / 2, "left", "middle");
       write(right, W - edge, H / 2, "right", "middle");
-      write(top, W / 2, edge, "center", "top");
+      if (W > 260 * ratio) write(top, W / 2, edge, "center", "top");  // else the caption is there
       write(bottom, W / 2, H - edge, "center", "bottom");
     }
     if (view.calibrated && pane.number === state.plane) {
@@ -300,6 +303,7 @@
 
   let asked = false;
   function redraw() {
+    if (framed && volume.ready) window.parent.postMessage({ settings: kept() }, "*");
     if (asked) return;
     asked = true;
     requestAnimationFrame(() => {
@@ -318,6 +322,20 @@
       }
     });
   }
+
+  // ---- settings that stay from case to case -------------------------------------------------------------------------
+
+  const kept = () => {
+    const { plane, opacity, outline, fill, cross } = state;
+    return { plane, opacity, outline, fill, cross };
+  };
+  take = (settings) => {
+    Object.assign(state, settings, { plane: Math.min(settings.plane, panes.length - 1) });
+    find("opacity").value = 100 * state.opacity;
+    find("outline").checked = state.outline;
+    find("fill").checked = state.fill;
+    redraw();
+  };
 
   // ---- moving -------------------------------------------------------------------------------------------------------
 
@@ -359,7 +377,7 @@
     const { voxel, isInside } = under(pane, event);
     const [across, down, through] = PLANES[pane.number];
     let text = "";
-    if (isInside && volume.labels) {
+    if (isInside && volume.ready) {
       const index = voxel[0] * strides[across] + voxel[1] * strides[down] + state.at[through] * strides[through];
       const number = volume.labels[index];
       if (number) {
@@ -490,12 +508,14 @@
       for (const source of view.images) volume.images.push(await (view.colour ? colours : greys)(source));
       if (view.reference) volume.reference = await numbers(view.reference);
       sortOut();
+      volume.ready = true;
       viewer.dataset.state = "ready";
     } catch (error) {
       viewer.dataset.state = "failed";
       find("under").textContent = "The pictures cannot be shown by this browser.";
       return;
     }
+    if (framed) window.parent.postMessage({ ready: true }, "*");
     redraw();
   })();
 })();

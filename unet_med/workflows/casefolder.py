@@ -25,10 +25,13 @@ from unet_med.io.export.mask import ExportOptions
 from unet_med.io.export.sidecars import RESEARCH_ONLY, write_label_tables
 from unet_med.manifest import ManifestCase
 from unet_med.workflows.dispatch import Dispatch, files_of, unfinished
-from unet_med.workflows.journal import Journal
+from unet_med.workflows.info import info as describe
+from unet_med.workflows.journal import FOLDER, Journal
 
 REPORT = "report.json"
 VOLUMES = "volumes.csv"
+MODELS = "models.json"
+"""In the folder of the journal: what each model says of itself."""
 _RESERVED = {"report", "journal", "metrics", "volumes", "previews", "masks"}
 _PUBLIC = (
     *("id", "status", "reason", "outputs", "seconds", "peak_memory_mb", "checks", "notes", "device", "precision"),
@@ -81,7 +84,10 @@ class CaseFolder:
             worker.stop()
             self.journal.discard()
             raise
-        self.journal.write_file_table(self.table or {case.id: files_of(case) for case in cases})
+        table = self.table or {case.id: files_of(case) for case in cases}
+        self.journal.write_file_table({name: [path.absolute() for path in files] for name, files in table.items()})
+        models = {"models": [about_model(info) for info in self.models]}
+        write_json(self.journal.out / FOLDER / MODELS, models, MODELS)
 
         def make_job(case: Case, staging: Path, sha256: str) -> CaseJob:
             return self.job(case, staging, sha256, (truths or {}).get(case.id))
@@ -183,6 +189,13 @@ class CaseFolder:
     def _report_now_and_then(self) -> None:
         if time.monotonic() - self._reported[0] > _REPORT_SECONDS:
             self.write_report()
+
+
+def about_model(info: BundleInfo) -> dict[str, Any]:
+    """Returns what a model says of itself, for the pages of its masks: ``name``, ``sha256``, ``card``, ``knows``."""
+    told = describe(str(info.folder)).result
+    card = told.get("card") or {"limits": told["limits"]}
+    return {"name": told["name"], "sha256": told["sha256"], "card": card, "knows": told["knows"]}
 
 
 def output_name(case_id: str) -> str:

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 JOURNAL = "journal.json"
 FOLDER = "journal"
+PAGES = "pages"
+"""Folder of the pages that `unet-med page` makes of an output folder."""
 MAX_DEATHS = 3
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 90.0
@@ -367,6 +369,8 @@ def _clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
         (out / "masks" / name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+    if (out / PAGES / "index.html").is_file():
+        remove(out / PAGES)
     (out / JOURNAL).unlink(missing_ok=True)
 
 
