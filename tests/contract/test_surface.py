@@ -27,7 +27,8 @@ SURFACE = {
     "train": "pipeline --data --out --fold --max-minutes --resume --start-from --device --memory-gb --set --overwrite",
     "evaluate": "model --data --out --fold --split --allow-training-cases --device --overwrite",
     "predict": "model input_ out --also --format --seg-type --labels --deidentify --tta --device --memory-gb --part "
-    f"{INTAKE} --overwrite",
+    f"--pages {INTAKE} --overwrite",
+    "page": "out --model --data --pdf",
     "score": "predictions references --task --tolerance-mm --ignore-label --axes --membrane --classes",
     "track": "masks out --images --max-move --max-gap --no-divisions --series --axes --pixel-size --overwrite",
     "run": f"pipeline folder --out --max-minutes --device --set --format {INTAKE} --overwrite",

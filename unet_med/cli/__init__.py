@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from unet_med.cli import data, explaining, models, pacs, prediction, review, training
+from unet_med.cli import data, explaining, models, pacs, pages, prediction, review, training
 from unet_med.cli.command import with_common_options
 from unet_med.cli.reporting import report, say
 from unet_med.errors import Terminated
@@ -32,6 +32,7 @@ COMMANDS = (
     training.train,
     prediction.evaluate,
     prediction.predict,
+    pages.page,
     prediction.score,
     prediction.track,
     training.run,

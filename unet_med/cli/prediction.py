@@ -76,6 +76,7 @@ def predict(
     part: Annotated[
         str | None, typer.Option("--part", metavar="I/N", help="Do the I-th of N shares of the folder.")
     ] = None,
+    pages: Annotated[bool, typer.Option("--pages", help="Make pages of the masks, too (see `page`).")] = False,
     series: SeriesOption = [],
     axes: AxesOption = None,
     pixel_size: PixelSizeOption = None,
@@ -89,7 +90,7 @@ def predict(
     intake = intake_options(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.predict import predict as workflow
 
-    return workflow(
+    outcome = workflow(
         model,
         input_,
         out,
@@ -105,6 +106,11 @@ def predict(
         intake=intake,
         overwrite=overwrite,
     )
+    if not pages:
+        return outcome
+    from unet_med.workflows.page import with_pages
+
+    return with_pages(outcome, out)
 
 
 def score(
