@@ -36,6 +36,7 @@ SURFACE = {
     "doctor": "target input_",
     "info": "model",
     "import-nnunet": "folder out --fold --checkpoint --name --orientation --overwrite",
+    "export": "model out --format --overwrite",
     "compare": "run_a run_b --out --data --store --device",
     "match": "pipeline --data --out --kinds --fold --max-minutes --device --set",
     "retune": "folder --set --data",

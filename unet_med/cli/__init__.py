@@ -40,6 +40,7 @@ COMMANDS = (
     models.doctor,
     models.info,
     models.import_nnunet,
+    models.export,
     review.compare,
     training.match,
     prediction.retune,

@@ -57,3 +57,18 @@ def import_nnunet(
     from unet_med.workflows.import_nnunet import import_nnunet as workflow
 
     return workflow(folder, out, folds=fold, which=checkpoint, name=name, orientation=orientation, overwrite=overwrite)
+
+
+def export(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    kind: Annotated[
+        Literal["monai-bundle", "onnx", "openvino"],
+        typer.Option("--format", help="From image to mask for MONAI, or the network alone."),
+    ],
+    overwrite: OverwriteOption = False,
+) -> Outcome:
+    """Write a model for other tools, and prove that it says the same."""
+    from unet_med.workflows.export import export as workflow
+
+    return workflow(model, out, kind, overwrite)

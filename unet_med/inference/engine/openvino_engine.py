@@ -58,7 +58,7 @@ def convert(request: EngineRequest, folder: Path) -> None:
     """
     try:
         openvino = _openvino()
-        model = openvino.convert_model(_recorded(request))
+        model = openvino.convert_model(recorded(request))
         model.reshape([1, request.channels, *request.entering])
         openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
     except Exception as error:
@@ -141,8 +141,11 @@ class _Features(nn.Module):
         return features
 
 
-def _recorded(request: EngineRequest) -> Any:
-    """Records the network on its smallest input: what is recorded holds at every size."""
+def recorded(request: EngineRequest) -> Any:
+    """Returns the network of a request as TorchScript.
+
+    It is recorded on its smallest input, and what is recorded holds at every size.
+    """
     network = request.network
     size = request.entering
     if isinstance(network, Segmenter):

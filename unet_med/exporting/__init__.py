@@ -1,0 +1,1 @@
+"""Models in the formats of other tools: bundles of MONAI, ONNX, OpenVINO."""
