@@ -227,6 +227,9 @@ class Loss(_Model):
     tversky_beta: Share = Field(0.7, description="weight of false negatives")
     border_w0: Annotated[float, Field(ge=0)] = Field(10.0, description="height of the border weight map (2015)")
     border_sigma_voxels: Positive = Field(5.0, description="width of the border weight map")
+    teacher_weight: Share = Field(
+        0.0, description="share of what a teacher says (train --teacher); the rest is the truth's"
+    )
 
 
 class Augment(_Model):

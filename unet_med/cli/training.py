@@ -64,6 +64,10 @@ def train(
         str | None,
         typer.Option("--start-from", metavar="MODEL", help="Begin with the weights of this model and keep its plan."),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", metavar="MODEL", help="Learn from this model or ensemble, too; measure the cost."),
+    ] = None,
     device: DeviceOption = "auto",
     memory_gb: PlanMemoryOption = None,
     set_: SetOption = [],
@@ -83,6 +87,7 @@ def train(
         overrides=set_,
         overwrite=overwrite,
         start_from=start_from,
+        teacher=teacher,
         memory_gb=memory_gb,
     )
 

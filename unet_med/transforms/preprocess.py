@@ -205,6 +205,12 @@ class Preprocessor:
         turned = reorient(label, prepared.order, prepared.flips)[prepared.box]
         return resample_labels(turned, prepared.geometry.shape)
 
+    def prepare_chances(self, chances: npt.NDArray[np.float32], prepared: Prepared) -> npt.NDArray[np.float32]:
+        """Brings (C, I, J[, K]) shares of one from the reference grid to the network's, linearly: (C, *grid)."""
+        turned = reorient(chances, prepared.order, prepared.flips)[(slice(None), *prepared.box)]
+        change = GridChange(turned.shape[1:], prepared.geometry.shape, 1)
+        return change.whole(torch.from_numpy(np.array(turned, dtype=np.float32, order="C"))).numpy()
+
     def _spacing(self, geometry: Geometry) -> tuple[float, ...] | None:
         """The spacing that the pipeline asks for; ``None`` to keep the image's own voxels."""
         if self._spacing_mm is None:

@@ -7,8 +7,6 @@ see later; of new images it sees what both models say together.
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +17,7 @@ import numpy as np
 from unet_med.bundle import BundleInfo, labels_of, load_bundle, read_bundle_info
 from unet_med.config import PipelineConfig
 from unet_med.data import CachedCase, PreparedCases, Progress
-from unet_med.errors import ConfigError, InputRefusedError, UnetMedError
-from unet_med.identity import case_tag
+from unet_med.errors import ConfigError
 from unet_med.inference.predictor import Predictor
 from unet_med.io.atomic import whole_file
 from unet_med.manifest import ManifestCase
@@ -28,8 +25,7 @@ from unet_med.manifest.folds import assign_folds
 from unet_med.metrics import confusion_counts, dice_iou
 from unet_med.training.distributed import Team
 from unet_med.transforms.preprocess import Preprocessor
-
-logger = logging.getLogger(__name__)
+from unet_med.workflows.opinions import Opinions, unaware_of
 
 FOLDER = "cascade"
 """Of a fold, for the training of its models at low resolution."""
@@ -58,8 +54,7 @@ class FirstStage:
 
     def unaware_of(self, case: ManifestCase) -> tuple[BundleInfo, ...]:
         """Returns the models that were not trained on a case: one for a training case, both for a held-out one."""
-        image = case.sha256["image"]
-        return tuple(model for model in self.models if image not in model.meta["training"]["case_sha256"])
+        return unaware_of(case, self.models)
 
     @property
     def notes(self) -> list[str]:
@@ -175,30 +170,17 @@ class Priors:
         Raises:
             MachineError: if memory or disk is full.
         """
-        known = {case.id: case for case in cases}
-        models = {case.id: self.stage.unaware_of(known[case.id]) for case in prepared.cases}
-        files = {case.id: self._file_of(case, models[case.id]) for case in prepared.cases}
-        refused: list[tuple[str, UnetMedError]] = []
-        mine = [case.id for case in self.team.deal(prepared.cases) if not files[case.id].exists()]
-        for chosen in dict.fromkeys(models[name] for name in mine):
-            writer = _Writer(chosen, self.config, self.device)
-            todo = [name for name in mine if models[name] == chosen]
-            for name in self.progress(todo, "labelling at low resolution"):
-                try:
-                    writer.write(known[name], files[name])
-                except InputRefusedError as error:
-                    logger.warning("%s is left out: %s", case_tag(name), error.what)
-                    refused.append((name, error))
-        bad = dict(pair for some in self.team.gather(refused) for pair in some)
+        files, bad = Opinions(self.folder, self.team, self.progress).of(
+            prepared,
+            cases,
+            self.stage.unaware_of,
+            lambda models: _Writer(models, self.config, self.device).write,
+            "labelling at low resolution",
+        )
         return PreparedCases(
             tuple(replace(case, prior_file=files[case.id]) for case in prepared.cases if case.id not in bad),
             (*prepared.refused, *bad.items()),
         )
-
-    def _file_of(self, case: CachedCase, models: Sequence[BundleInfo]) -> Path:
-        """Another model or another grid makes another file."""
-        shas = "".join(model.sha256 for model in models)
-        return self.folder / f"{case.folder.name}-{hashlib.sha256(shas.encode()).hexdigest()[:12]}.npy"
 
 
 def first_stage_dice(cases: Iterable[CachedCase], config: PipelineConfig) -> float | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from unet_med import __version__
-from unet_med.bundle import labels_of, load_bundle, save_bundle
+from unet_med.bundle import change_bundle, labels_of, load_bundle, save_bundle
 from unet_med.config import PipelineConfig, parse_config
 from unet_med.data import CachedCase, PreparedCases, prepare_cases
 from unet_med.errors import InputRefusedError, MachineError, NothingUsableError, UnetMedError
@@ -46,9 +46,12 @@ from unet_med.workflows.cascade import (
     second_stage,
     train_first_stage,
 )
+from unet_med.workflows.distillation import META_KEY as DISTILLATION
+from unet_med.workflows.distillation import cost_lines, measured_cost
 from unet_med.workflows.evaluate import score_cases
 from unet_med.workflows.objects import META_KEY as OBJECTS
 from unet_med.workflows.objects import ScoredObjects, changes_of, keep_maps, object_table, score_kept
+from unet_med.workflows.opinions import Opinions
 from unet_med.workflows.progress import track
 from unet_med.workflows.record import Recorder, case_rows, describe_run, ending, final_metrics, open_run, shareable
 from unet_med.workflows.session import JOURNAL, FoldCases, FoldOutcome, Session
@@ -100,6 +103,9 @@ def train_fold(
             session = replace(session, started=session.started + time.monotonic() - began)
             priors = Priors(stage, plan.config, cache / "priors", str(session.device), team, _progress(team))
             training, validation = priors.of(training, usable), priors.of(validation, held_out)
+        if session.teacher is not None:
+            opinions = Opinions(cache / "teacher", team, _progress(team))
+            training = session.teacher.taught(training, usable, plan.config, opinions, str(session.device))
         outcome = _fit_and_score(
             plan, labels, manifest, cases, training, validation, held_out, folder, tracker, session, stage
         )
@@ -253,7 +259,9 @@ def _fit_and_score(
     )
     used = {case.id for case in training.cases}
     learnt_from = [case for case in cases.training if case.id in used]
+    teacher = session.teacher
     known = [*(() if start is None else cases_of(start)), *([] if stage is None else stage.case_sha256)]
+    known += () if teacher is None else teacher.case_sha256
     meta = _meta(plan, manifest, cases, learnt_from, known, result, session)
     if team.leads:
         with trainer.evaluating() as network:
@@ -287,6 +295,10 @@ def _fit_and_score(
         return save_bundle(folder / name, config, state, {**meta, "empty_windows": rule})
 
     sha256 = save_skipping("model", result.last, meta)
+    if teacher is not None:
+        cost = measured_cost(teacher, folder / "model", manifest, held_out, str(session.device), _progress(team))
+        metrics[DISTILLATION] = cost
+        sha256 = change_bundle(folder / "model", {}, {DISTILLATION: cost})
     if result.best is not None:
         save_skipping("model_best", result.best, {**meta, f"validation_{_best_by(labels)}": result.best_score})
     write_json(folder / _METRICS, metrics, _METRICS)
@@ -297,6 +309,7 @@ def _fit_and_score(
     version = tracker.bundle(folder / "model", config.name if registers else None, final_metrics(metrics))
     notes = [*changes, *_stage_lines(stage, training, config), *(() if start is None else seen_before(start, held_out))]
     lines = _fold_lines(cases, len(learnt_from), result, metrics, trainer, sha256, folder, version)
+    lines += [] if teacher is None else cost_lines(metrics[DISTILLATION])
     return FoldOutcome(metrics, scored, 0, [*notes, *lines])
 
 
@@ -379,6 +392,7 @@ def _meta(
             f"best_validation_{_best_by(labels_of(plan.config))}": result.best_score,
             "notes": result.notes,
             **({} if start is None else {"started_from": origin(start)}),
+            **({} if session.teacher is None else {"learnt_from": session.teacher.origin()}),
         },
         "fingerprint": plan.fingerprint,
         "reasons": plan.reasons,

@@ -11,6 +11,7 @@ import torch
 from unet_med.bundle import Bundle
 from unet_med.manifest import ManifestCase
 from unet_med.training.distributed import Team
+from unet_med.workflows.teaching import Teacher
 
 JOURNAL = "run.json"
 """Of a run folder: what is known of earlier starts."""
@@ -56,6 +57,7 @@ class Session:
         team: The processes that train together.
         start: The model that training starts from; ``None``: fresh weights.
         masks: Where the masks of held-out cases are kept; only where folds become the members of an ensemble.
+        teacher: The model that training learns from beside the truth; ``None``: there is none.
     """
 
     out: Path
@@ -67,3 +69,4 @@ class Session:
     team: Team = field(default_factory=Team)
     start: Bundle | None = None
     masks: Path | None = None
+    teacher: Teacher | None = None

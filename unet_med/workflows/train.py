@@ -31,6 +31,7 @@ from unet_med.workflows.outcome import SOME_REFUSED, Outcome
 from unet_med.workflows.progress import track
 from unet_med.workflows.record import describe_run, ending, open_run, shareable
 from unet_med.workflows.session import JOURNAL, FoldCases, FoldOutcome, Session
+from unet_med.workflows.teaching import Teacher, with_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def train(
     overwrite: bool = False,
     memory_gb: float | None = None,
     start_from: str | None = None,
+    teacher: str | None = None,
 ) -> Outcome:
     """Trains one fold, all folds, or on all cases; the processes that ``torchrun`` started do it together.
 
@@ -69,10 +71,13 @@ def train(
         overwrite: Replace what an earlier run left in ``out``.
         memory_gb: Memory that the plan may use.
         start_from: A model to begin with, as for ``predict``; its grid, normalisation and network are kept.
+        teacher: A model, often an ensemble, that one model is to stand for: it learns from its chances beside the truth
+            (``loss.teacher_weight``), and what it costs in its place is measured. Its network may be another.
 
     Raises:
         UsageError: for a fold that does not exist, or a folder that holds another run.
-        ModelError: if there is no model to start from, or it does not fit.
+        ConfigError: for a pipeline that needs a teacher without one, or that no teacher is for.
+        ModelError: if there is no model to start from or to learn from, or it does not fit.
         MachineError: if another process of this training ended.
     """
     started = time.monotonic()
@@ -86,10 +91,14 @@ def train(
     if start is not None:
         _refuse_cascade(config, start)
         config = started_from(config, manifest, start)
+    heard = None if teacher is None else Teacher.of(teacher)
+    config = with_teacher(config, heard)
     folds = _folds(manifest, fold)
+    if heard is not None and len(folds) > 1:
+        raise UsageError("several folds do not become one model", "--fold", "use all, or hold out one fold")
     with open_team(processor) as team:
         told = _examined(manifest) if team.leads and (overwrite or not (out / JOURNAL).exists()) else []
-        job = _job(config, manifest, folds, start, memory_gb)
+        job = _job(config, manifest, folds, start, heard, memory_gb)
         journal = team.share(_open_run(out, job, resume, overwrite) if team.leads else {})
         if journal.get("finished"):
             lines = ["this run is finished already", *journal["lines"]]
@@ -99,7 +108,16 @@ def train(
         if crosses and team.leads:
             parent = _open_parent(config, manifest, journal, processor.type)
         session = Session(
-            out, journal, processor, memory_gb, started, parent.run_id, team, start, out / MASKS if crosses else None
+            out,
+            journal,
+            processor,
+            memory_gb,
+            started,
+            parent.run_id,
+            team,
+            start,
+            out / MASKS if crosses else None,
+            heard,
         )
         try:
             outcomes = _train_folds(config, manifest, folds, session, start_from)
@@ -227,11 +245,14 @@ def _job(
     manifest: Manifest,
     folds: Sequence[FoldCases],
     start: Bundle | None,
+    teacher: Teacher | None,
     memory_gb: float | None,
 ) -> str:
     content: list[Any] = [config.model_dump(mode="json"), manifest.digest, [cases.name for cases in folds]]
     if start is not None:
         content.append(start.sha256)
+    if teacher is not None:
+        content.append({"teacher": teacher.info.sha256})
     if memory_gb is not None:
         content.append(memory_gb)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
