@@ -238,6 +238,8 @@ def test_the_whole_way_tells_nothing(tmp_path: Path) -> None:
         ),
         ("evaluate", "RUN", "--data", "M.json", "--out", "EVAL", *cpu, *loud, "evaluate.json"),
         ("predict", "RUN", images, "MASKS", *cpu, *loud, "predict.json"),
+        ("compare", "EVAL", "RUN", "--out", "COMPARED", "--data", "M.json", *cpu, *loud, "compare.json"),
+        ("correct", "M.json", "MASKS", "CORRECTED", "--before", "EVAL/masks", *loud, "correct.json"),
     ]
     for command in commands:
         code, printed = unet_med(*command)

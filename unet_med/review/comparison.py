@@ -129,6 +129,8 @@ class Verdict:
         told = f"{found}, {row.cases} cases, p {p_text(row.p)}, effect {row.effect:+.2f}"
         if self.better:
             return f"{told}."
+        if row.low > 0 or row.high < 0:
+            return f"{told}; the interval leaves out 0, but the test does not agree."
         return f"{told}; more than {max(abs(row.low), abs(row.high)):.4f} either way is unlikely."
 
 

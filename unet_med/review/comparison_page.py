@@ -140,7 +140,7 @@ def _scatter(changes: Sequence[Mapping[str, Any]], title: str, name_of: Callable
     low, high = low - room, high + room
 
     def along(value: float) -> float:
-        return (value - low) / (high - low) * _PLOT
+        return float((value - low) / (high - low) * _PLOT)
 
     dots = "".join(
         f'<circle class="dot" cx="{_MARGIN + along(one["a"]):.1f}" cy="{_PLOT - along(one["b"]):.1f}" r="4">'

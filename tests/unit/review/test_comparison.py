@@ -52,6 +52,17 @@ def test_no_difference_is_an_answer_that_says_how_large_one_could_be() -> None:
     assert few.better is None and "too few to tell" in few.evidence
 
 
+def test_interval_and_test_must_agree() -> None:
+    """Two large losses move the mean; most cases gain a little."""
+    cases = names(12)
+    gains = [-0.3, -0.25, -0.2, -0.2, *(0.01 + n / 1000 for n in range(8))]
+    a = voxel_scores("dice", dict.fromkeys(cases, 0.6))
+    b = voxel_scores("dice", {case: 0.6 + gain for case, gain in zip(cases, gains, strict=True)})
+    verdict = verdict_of(compared(a, b, cases, seed=0))
+    assert (verdict.difference.high or 0) < 0 < 0.05 < verdict.difference.p
+    assert verdict.better is None and "the test does not agree" in verdict.evidence
+
+
 def test_objects_decide_by_their_mean_ap() -> None:
     truth = np.zeros((20, 20), np.int32)
     truth[2:8, 2:8], truth[10:18, 10:18] = 1, 2
