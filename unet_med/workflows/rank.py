@@ -90,8 +90,13 @@ def rank(
             "FOLDER",
             "give a folder with images that are not labelled yet; `unet-med scan` says what is in it",
         )
-    job = {"command": "rank", "model_sha256": [info.sha256 for info in infos], "input": folder_key(folder)}
-    job |= {"labelled": None if labelled is None else file_key(labelled), "intake": asdict(intake)}
+    job = {
+        "command": "rank",
+        "model_sha256": [info.sha256 for info in infos],
+        "input": folder_key(folder),
+        "labelled": None if labelled is None else file_key(labelled),
+        "intake": asdict(intake),
+    }
     journal = open_job(out, job, overwrite)
     measured = _Measured(journal, infos, device)
     try:

@@ -91,7 +91,7 @@ class Blocks:
         sums = grid.astype(np.float64)
         for axis, ends in enumerate(self.bounds):
             sums = np.add.reduceat(sums, ends[:-1], axis=axis)
-        return sums.ravel() / [prod(part.stop - part.start for part in region) for region in self.regions()]
+        return np.asarray(sums.ravel() / [prod(part.stop - part.start for part in region) for region in self.regions()])
 
 
 def hidden(image: Tensor, regions: Iterable[Region]) -> Tensor:
