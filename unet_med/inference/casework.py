@@ -113,6 +113,7 @@ class CaseWork:
         self._sink: MaskSink | None = None
         self._computed: dict[str, Any] = {}
         self._assessment: Assessment | None = None
+        self._doubts: list[str] = []
         self._made: dict[str, Any] = {}
         self._maps: list[Path] = []
         self._kept_maps: list[tuple[Path, Path]] = []
@@ -161,7 +162,7 @@ class CaseWork:
             "precision": ", ".join(dict.fromkeys(self._predictor.precisions)),
             "out_of_memory": self._starved,
             **self._computed,
-            **({} if self._assessment is None else self._assessment.to_json()),
+            **self._assessed(),
             **(self._made if self._status == "done" else {}),
         }
 
@@ -204,6 +205,7 @@ class CaseWork:
 
     def _read(self) -> None:
         case = self.job.case
+        self._doubts = self._predictor.assessor.doubts(case)
         check_formats(case.reference_source(), self.job.export)
         self._opened = case.open()
         self._first = self._frame(self._opened, case.frames[0])
@@ -290,6 +292,14 @@ class CaseWork:
             "windows_skipped": self._computed.get("windows_skipped", 0) + prediction.windows_skipped,
         }
         self._provenance["engine"] = prediction.engine
+
+    def _assessed(self) -> dict[str, Any]:
+        """Returns what is said of a case that has no truth: by its files, and by its mask where there is one."""
+        found: dict[str, Any] = {} if self._assessment is None else self._assessment.to_json()
+        if self._doubts:
+            for key in ("unusual", "look_at"):
+                found[key] = list(dict.fromkeys([*self._doubts, *found.get(key, ())]))
+        return found
 
     def _assess(self, evidence: CaseEvidence) -> None:
         found = self._predictor.assessor.assess(evidence)

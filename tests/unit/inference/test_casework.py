@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,27 @@ def job(case: Case, tmp_path: Path) -> CaseJob:
 
 def _refuse(self: Any, *_: Any) -> None:
     raise InputRefusedError("spoilt", "a", "mend it")
+
+
+@pytest.mark.parametrize(
+    ("modality", "spacing", "status", "doubts"),
+    [
+        ("MR", [1.0, 1.0], "refused", 0),
+        ("CT", [0.1, 0.1], "done", 2),
+        ("CT", [1.0, 1.0], "done", 0),
+    ],
+)
+def test_an_image_that_the_model_is_not_meant_for(
+    tiny_bundle, case: Case, job: CaseJob, modality: str, spacing: list[float], status: str, doubts: int
+) -> None:
+    ranges = [[value, value] for value in (*spacing, 2.0)]
+    meant = {"schema": 1, "modalities": ["CT"], "body_parts": [], "spacing_mm": ranges}
+    model = load_bundle(tiny_bundle("meant", meta={"intended": meant}, training__precision="fp32"))
+    given = replace(case, sources=(replace(case.sources[0], modality=modality),))
+    record = do_case(Predictor([model], "cpu"), replace(job, case=given))
+    assert record["status"] == status
+    assert len(record.get("look_at", ())) == len(record.get("unusual", ())) == doubts
+    assert ("made for CT" in (record["reason"] or "")) is (status == "refused")
 
 
 @pytest.mark.parametrize("stage", ["_read", "_compute", "_write"])

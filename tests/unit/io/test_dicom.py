@@ -208,6 +208,15 @@ def test_every_slice_has_its_own_rescale(tmp_path: Path) -> None:
     assert_exact(only(tmp_path), tolerance=0.004 * 8 * 0.51)
 
 
+@pytest.mark.parametrize(("told", "known"), [("ABDOMEN", "ABDOMEN"), ("SECRET JANE", None), ("", None)])
+def test_the_part_of_the_body_is_one_of_the_standard_or_unknown(tmp_path: Path, told: str, known: str | None) -> None:
+    slices = w.Series().slices()
+    for data in slices:
+        data.BodyPartExamined = told
+    w.write(tmp_path, slices)
+    assert only(tmp_path).body_part == known
+
+
 def test_modality_lookup_table(tmp_path: Path) -> None:
     slices = w.Series(count=2).slices()
     for data in slices:

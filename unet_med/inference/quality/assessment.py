@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unet_med.inference.quality import outliers
+from unet_med.inference.quality import intended, outliers
 from unet_med.inference.quality.calibration import FEATURES, MINIMUM_CASES, DiceModel, Estimate, calibrated
+from unet_med.inference.quality.intended import Intended
 from unet_med.inference.quality.outliers import Typical
 
 if TYPE_CHECKING:
     from unet_med.inference.quality.evidence import CaseEvidence, Features
+    from unet_med.io.cases import Case
 
 SCHEMA = 1
 META_KEY = "quality"
@@ -94,11 +96,20 @@ class Assessor:
     def __init__(self, metas: Sequence[Mapping[str, Any]]) -> None:
         self._models = [_dice_models(meta) for meta in metas]
         self._typical = Typical.from_json(metas[0].get(outliers.META_KEY)) if metas else None
+        self._intended = Intended.from_json(metas[0].get(intended.META_KEY)) if metas else Intended()
 
     @property
     def knows_anything(self) -> bool:
         """Whether it is worth gathering evidence."""
         return any(self._models) or self._typical is not None
+
+    def doubts(self, case: Case) -> list[str]:
+        """Says before it is predicted what speaks against a case: another part of the body, far larger voxels.
+
+        Raises:
+            InputRefusedError: Its modality is not that of the model.
+        """
+        return self._intended.doubts(case)
 
     def assess(self, evidence: CaseEvidence) -> Assessment:
         """Says what is to be said of a case that was predicted."""

@@ -237,12 +237,10 @@ def _limit(excesses: npt.NDArray[np.float64]) -> float:
 def _sentence(name: str, value: float, usual: Usual, axes: int, channels: int) -> str:
     kind, number = _kind(name), int(name.partition("/")[2])
     shown = [math.exp(v) if kind in _LOGARITHMIC else v for v in (value, usual.low, usual.high)]
-    own, low, high = (f"{one:.3g}" for one in shown)
-    usually = f"{low if low == high else f'{low} to {high}'} in training"
-    where = _DIRECTIONS[number] if axes == len(_DIRECTIONS) and number < axes else f"along axis {'IJK'[number % 3]}"
-    channel = f" of channel {number}" if channels > 1 else ""
     if kind == "spacing":
-        return f"voxels of {own} mm {where}, {usually}"
+        return spacing_sentence(shown[0], shown[1], shown[2], number, axes)
+    own, usually, where = f"{shown[0]:.3g}", _usually(*shown[1:]), _along(number, axes)
+    channel = f" of channel {number}" if channels > 1 else ""
     if kind == "extent":
         return f"{own} mm {where}, {usually}"
     if kind == "voxels":
@@ -252,3 +250,25 @@ def _sentence(name: str, value: float, usual: Usual, axes: int, channels: int) -
         return f"image{channel} {rough} than in training (neighbours differ by {own}, {usually})"
     words = {"dark": "darkest 5 %", "middle": "median", "bright": "brightest 5 %"}[kind]
     return f"{words} of the intensities{channel} at {own} after normalisation, {usually}"
+
+
+def spacing_sentence(value: float, low: float, high: float, axis: int, axes: int) -> str:
+    """Says that voxels are of another size than in training.
+
+    Args:
+        value: Size of a voxel along the axis, in mm.
+        low: The smallest one in training.
+        high: The largest one.
+        axis: Number of the axis, towards R, A, S.
+        axes: How many there are.
+    """
+    return f"voxels of {value:.3g} mm {_along(axis, axes)}, {_usually(low, high)}"
+
+
+def _usually(low: float, high: float) -> str:
+    least, most = f"{low:.3g}", f"{high:.3g}"
+    return f"{least if least == most else f'{least} to {most}'} in training"
+
+
+def _along(number: int, axes: int) -> str:
+    return _DIRECTIONS[number] if axes == len(_DIRECTIONS) and number < axes else f"along axis {'IJK'[number % 3]}"

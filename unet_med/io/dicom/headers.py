@@ -43,6 +43,7 @@ _SIEMENS, _MOSAIC_IMAGES = 0x00190010, 0x0019100A
 
 _TRANSFER_SYNTAX = 0x00020010
 _MEDIA_CLASS = 0x00020002
+_BODY_PART = 0x00180015
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ _WANTED = frozenset(
         *(_MEDIA_CLASS, _TRANSFER_SYNTAX, 0x00080008, 0x00080016, 0x00080018, 0x00080060, 0x00180050, 0x00180088),
         *(0x00181164, 0x0020000D, 0x0020000E, 0x00200011, 0x00200013, 0x00200032, 0x00200037, 0x00200052),
         *(0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011, 0x00280030, 0x00280100, 0x00280101),
-        *(0x00280103, 0x00280120, 0x00280301, 0x00281052, 0x00281053, _SIEMENS, _MOSAIC_IMAGES),
+        *(0x00280103, 0x00280120, 0x00280301, 0x00281052, 0x00281053, _SIEMENS, _MOSAIC_IMAGES, _BODY_PART),
         *(split.tag for split in SPLIT_TAGS),
     }
 )
@@ -161,6 +162,20 @@ MODALITIES = frozenset(
     }
 )
 """The modality codes of the standard that may be printed; anything else in the tag counts as not known."""
+
+BODY_PARTS = frozenset(
+    {
+        *("ABDOMEN", "ABDOMENPELVIS", "ADRENAL", "ANKLE", "AORTA", "ARM", "BILEDUCT", "BLADDER", "BRAIN", "BREAST"),
+        *("BRONCHUS", "CALCANEUS", "CAROTID", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS", "CLAVICLE", "COLON", "CSPINE"),
+        *("CTSPINE", "DUODENUM", "ELBOW", "ESOPHAGUS", "EXTREMITY", "EYE", "FEMUR", "FINGER", "FOOT", "FOREARM"),
+        *("GALLBLADDER", "HAND", "HEAD", "HEADNECK", "HEART", "HIP", "HUMERUS", "JAW", "KIDNEY", "KNEE", "LARYNX"),
+        *("LEG", "LIVER", "LSPINE", "LSSPINE", "LUNG", "NECK", "NECKCHEST", "NECKCHESTABDOMEN", "NECKCHESTABDPELV"),
+        *("ORBIT", "OVARY", "PANCREAS", "PELVIS", "PROSTATE", "RECTUM", "RIB", "SCAPULA", "SHOULDER", "SKULL"),
+        *("SPINE", "SPLEEN", "SSPINE", "STERNUM", "STOMACH", "THIGH", "THYMUS", "THYROID", "TLSPINE", "TONGUE"),
+        *("TRACHEA", "TSPINE", "UTERUS", "WHOLEBODY", "WRIST"),
+    }
+)
+"""Names of body parts of the standard (PS3.16, Annex L) that may be printed; anything else counts as not known."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +212,7 @@ class Header:
         split: Tag of :data:`SPLIT_TAGS` to its value, where it has one.
         frame: Which frame of a multi-frame file it stands for, from 0.
         mosaic: Whether its picture is many small slices side by side (Siemens).
+        body_part: One of :data:`BODY_PARTS`; empty when not known.
         grouped: Whether it has functional groups for each frame (enhanced multi-frame).
     """
 
@@ -235,6 +251,7 @@ class Header:
     frame: int = 0
     grouped: bool = False
     mosaic: bool = False
+    body_part: str = ""
 
     @property
     def has_place(self) -> bool:
@@ -505,6 +522,7 @@ def _header(path: Path, size: int, raw: _Raw, fault: str) -> Header:
         return decoded_text(raw.values.get(tag, b""))
 
     modality = text(0x00080060).upper()
+    body_part = text(_BODY_PART).upper()
     bits_allocated = _short(raw, 0x00280100) or 0
     return Header(
         path=path,
@@ -540,6 +558,7 @@ def _header(path: Path, size: int, raw: _Raw, fault: str) -> Header:
         fault=fault,
         grouped=raw.grouped,
         mosaic=_is_mosaic(raw),
+        body_part=body_part if body_part in BODY_PARTS else "",
         split={split.tag: value for split in SPLIT_TAGS if (value := _split_value(raw, split)) is not None},
     )
 

@@ -208,6 +208,7 @@ class _Series:
             (first.study_uid, str(first.series_number), min(header.sop_uid for header in headers))
         )
         self.modality = first.modality or _MODALITY_OF_CLASS.get(first.sop_class, "")
+        self.body_part = first.body_part or None
 
     def sources(self) -> tuple[list[SourceRef], int]:
         """Returns the sources of the series, and how many localizer images were left out."""
@@ -400,6 +401,7 @@ class _Series:
             geometry=geometry,
             notes=(*self.notes, *stack.notes, *_remarks(stack.headers)),
             modality=self.modality or None,
+            body_part=self.body_part,
             read_as={**_part(stack.suffix), **_frames_used(stack.headers, files), **used},
             layout=_layout(stack.headers, files, geometry, regrid),
         )
@@ -432,6 +434,7 @@ class _Series:
             geometry=geometry,
             notes=(*self.notes, *notes, *_remarks([header])),
             modality=self.modality or None,
+            body_part=self.body_part,
             read_as={**_part(suffix), **read_as},
             layout=_picture_layout(header, spacing),
         )
@@ -494,6 +497,7 @@ class _Series:
             reason=str(error),
             notes=tuple(self.notes),
             modality=self.modality or None,
+            body_part=self.body_part,
             read_as=_part(suffix),
         )
 
