@@ -51,7 +51,9 @@ def verdict(entry: Mapping[str, Any]) -> str:
     like = f"rank correlation with maps of untrained networks at most {max(rank):.2f}" if rank else "untrained: flat"
     learnt = "it depends on what was learnt" if random["shown"] else "an untrained network gives a map like it"
     areas = f"area {deletion['area']:.2f} against {min(deletion['random_areas']):.2f} and more at random"
-    said = f"{matters} ({areas}), and {learnt} ({like})"
+    more = "more" if deletion["area"] < deletion["near_area"] else "no more"
+    place = f"{more} than the label's own place does, {deletion['near_area']:.2f}"
+    said = f"{matters} ({areas}; {place}), and {learnt} ({like})"
     return said if entry["shown"] else f"do not read it as a reason: {said}"
 
 
