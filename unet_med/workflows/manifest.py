@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from unet_med.identity import safe_name, stem_of
 from unet_med.io.discover import discover
-from unet_med.io.object_truth import MASK_FILES, OBJECT_KINDS
-from unet_med.io.source import IntakeOptions, Skipped
+from unet_med.io.source import IntakeOptions
 from unet_med.manifest import BuildOptions, BuildReport, Manifest, build_manifest, save_manifest
 from unet_med.manifest.nnunet import SPLITS
 from unet_med.manifest.nnunet_raw import write_raw
@@ -78,18 +75,8 @@ def make_manifest(
     lines = _lines(report, written)
     if nnunet is not None:
         lines += _raw_lines(report.manifest, nnunet, refused=bool(errors))
-    skipped = [f"skipped: {one.count} {one.what}, {one.reason}" for one in _not_used(found.skipped, report.manifest)]
+    skipped = [f"skipped: {one.count} {one.what}, {one.reason}" for one in found.skipped]
     return Outcome(_result(report), lines + skipped, SOME_REFUSED if errors else DONE)
-
-
-def _not_used(skipped: Sequence[Skipped], manifest: Manifest) -> list[Skipped]:
-    """Returns what was left out, without the files of outlines that are labels."""
-    labels = [case.case.label for case in (*manifest.training, *manifest.test)]
-    files = {label.files[0] for label in labels if label is not None and label.kind in OBJECT_KINDS - {MASK_FILES}}
-    used = Counter(f"{file.suffix.lower()} files" for file in files)
-    used["other files"] = used[".geojson files"] + used[".roi files"]
-    rest = [replace(one, count=one.count - used[one.what]) for one in skipped]
-    return [one for one in rest if one.count > 0]
 
 
 def _raw_lines(manifest: Manifest, folder: Path, refused: bool) -> list[str]:
