@@ -1,10 +1,11 @@
 """The deployable model: weights as safetensors, everything else as JSON; loading it executes nothing.
 
-A bundle is a folder of three files: ``model.safetensors``, ``bundle.json`` (schema version, resolved pipeline,
-labels, channels, where the model comes from, checksums) and ``pipeline.yaml`` (the same pipeline, for people; never
-read back). An ensemble is a bundle that holds others in place of weights: one folder for each member, whose logits are
-averaged; labels, post-processing and origin are the ensemble's own. A cascade holds, beside its weights, one folder for
-each model of its low-resolution stage. Reading the description alone imports no torch.
+A bundle is a folder of four files: ``model.safetensors``, ``bundle.json`` (schema version, resolved pipeline, labels,
+channels, where the model comes from, checksums) and, for people and never read back, ``pipeline.yaml`` (the same
+pipeline) and ``MODEL_CARD.md`` (what the model is for, and how good it is). An ensemble is a bundle that holds others
+in place of weights: one folder for each member, whose logits are averaged; labels, post-processing and origin are the
+ensemble's own. A cascade holds, beside its weights, one folder for each model of its low-resolution stage. Reading the
+description alone imports no torch.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from unet_med.errors import ConfigError, MachineError, ModelError
 from unet_med.identity import file_sha256
 from unet_med.labels import LabelMap
 from unet_med.model_address import COPY_AGAIN, DESCRIPTION, WEIGHTS, resolve_model
+from unet_med.model_card import card_text, model_card
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,8 +38,9 @@ SCHEMA_VERSION = 3
 _SINGLE_VERSION = 1
 _ENSEMBLE_VERSION = 2
 PIPELINE = "pipeline.yaml"
+CARD = "MODEL_CARD.md"
 
-_FILES = (WEIGHTS, DESCRIPTION, PIPELINE)
+_FILES = (WEIGHTS, DESCRIPTION, PIPELINE, CARD)
 _LOW = "low_"
 _MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RETRIES = 5
@@ -217,6 +220,7 @@ def _save(
         description["sha256"] = _digest(description)
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
         (temporary / PIPELINE).write_text(config.to_yaml(), encoding="utf-8")
+        (temporary / CARD).write_text(card_text(config.name, model_card(config, description["meta"])), encoding="utf-8")
         parts = [path for path in temporary.rglob("*") if path.is_file()]
         for part in sorted(parts, key=lambda path: path == temporary / DESCRIPTION):
             if part.parent == temporary:  # the files of other models are on the disk already
@@ -258,7 +262,8 @@ def _link_models(infos: Mapping[str, BundleInfo], part: Path) -> list[dict[str, 
     for name, info in infos.items():
         (part / name).mkdir()
         for file in _FILES:
-            _link(info.folder / file, part / name / file)
+            if file != CARD or (info.folder / CARD).exists():  # older bundles have none
+                _link(info.folder / file, part / name / file)
         _link_models({inner.folder.name: inner for inner in info.parts}, part / name)
     return [{"name": name, "sha256": info.sha256} for name, info in infos.items()]
 

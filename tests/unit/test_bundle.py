@@ -33,7 +33,8 @@ def test_a_bundle_comes_back_as_it_was_written(tiny_bundle) -> None:
     network = bundle.network()
     assert not network.training
     assert torch.equal(network.state_dict()["heads.0.weight"], bundle.state["heads.0.weight"])
-    assert sorted(path.name for path in folder.iterdir()) == ["bundle.json", "model.safetensors", "pipeline.yaml"]
+    files = ["MODEL_CARD.md", "bundle.json", "model.safetensors", "pipeline.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == files
 
 
 def test_the_run_folder_stands_for_its_model(tiny_bundle) -> None:
@@ -121,7 +122,7 @@ def test_a_full_disk_keeps_the_old_model(tiny_bundle, monkeypatch: pytest.Monkey
     with pytest.raises(MachineError):
         save_bundle(folder, good.config, good.state, {"new": True})
     assert load_bundle(folder).sha256 == good.sha256
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(folder.iterdir())) == 4
 
 
 def test_a_reader_waits_for_a_writer_in_the_middle(tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> None:

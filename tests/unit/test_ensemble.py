@@ -44,7 +44,8 @@ def test_what_it_says_of_itself(ensemble: Path) -> None:
     assert info.meta["training"] == {"fold": "cv"}
     assert info.config.postprocess.minimum_voxels == 3
     assert len({info.sha256, *(member.sha256 for member in info.members)}) == 3
-    assert sorted(path.name for path in info.folder.iterdir()) == ["bundle.json", "fold_0", "fold_1", "pipeline.yaml"]
+    files = ["MODEL_CARD.md", "bundle.json", "fold_0", "fold_1", "pipeline.yaml"]
+    assert sorted(path.name for path in info.folder.iterdir()) == files
 
 
 def test_its_members_are_models_of_their_own(ensemble: Path, tmp_path: Path) -> None:

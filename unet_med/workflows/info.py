@@ -7,6 +7,7 @@ from typing import Any
 
 from unet_med.bundle import BundleInfo, read_bundle_info
 from unet_med.inference.quality.assessment import quality_lines
+from unet_med.model_card import model_card
 from unet_med.workflows.outcome import Outcome
 
 _PLAN = (
@@ -27,7 +28,7 @@ def info(model: str) -> Outcome:
         ModelError: when it is damaged or of a newer version.
     """
     bundle = read_bundle_info(model)
-    limits = _limits(bundle)
+    card = model_card(bundle.config, bundle.meta)
     training = {k: v for k, v in _section(bundle, "training").items() if k != "case_sha256"}
     result = {
         "name": bundle.config.name,
@@ -50,7 +51,8 @@ def info(model: str) -> Outcome:
         "postprocessing": _section(bundle, "postprocessing") or None,
         "empty_windows": _section(bundle, "empty_windows") or None,
         "knows": quality_lines(bundle.meta),
-        "limits": limits,
+        "card": card,
+        "limits": card["limits"],
     }
     return Outcome(result, _lines(bundle, result))
 
@@ -71,6 +73,8 @@ def _lines(bundle: BundleInfo, result: Mapping[str, Any]) -> list[str]:
             f"ensemble of {len(bundle.members)}: their logits are averaged",
             *map(_member_line, result["members"]),
         ]
+    for title in ("intended use", "images"):
+        lines += ["", title, *(f"  {sentence}" for sentence in result["card"][title])]
     lines += ["", "training data"] + [
         f"  {_words(key)}: {_short(value)}" for key, value in result["training"].items() if value not in (None, "", [])
     ]
@@ -84,7 +88,8 @@ def _lines(bundle: BundleInfo, result: Mapping[str, Any]) -> list[str]:
         lines.append(f"  objects: {result['reasons']['instances']}")
     if result["empty_windows"]:
         lines.append(f"  empty windows: {result['empty_windows'].get('reason')}")
-    lines += ["", "results"] + (_result_lines(result["results"]) or ["  none recorded"])
+    for title in ("results", "failures seen"):
+        lines += ["", title, *(f"  {sentence}" for sentence in result["card"][title])]
     lines += ["", "knowing when it fails"]
     lines += [f"  {line}" for line in result["knows"]] or ["  nothing was learnt of it"]
     lines += ["", "limits"] + [f"  {text}" for text in result["limits"]]
@@ -124,37 +129,6 @@ def _plan_lines(result: Mapping[str, Any]) -> list[str]:
         reason = result["reasons"].get(key)
         lines.append(f"  {key}: {_short(value)}" + (f"  ({reason})" if reason else ""))
     return lines
-
-
-def _result_lines(results: Mapping[str, Any], prefix: str = "") -> list[str]:
-    lines: list[str] = []
-    for key, value in results.items():
-        if isinstance(value, Mapping):
-            lines += _result_lines(value, f"{prefix}{_words(key)} ")
-        elif value and not isinstance(value, list):
-            lines.append(f"  {prefix}{_words(key)}: {_short(value)}")
-    return lines
-
-
-def _limits(bundle: BundleInfo) -> list[str]:
-    training = _section(bundle, "training")
-    limits = ["Research use only: not a medical device, not for diagnosis or treatment"]
-    count = training.get("n_cases")
-    if isinstance(count, int):
-        limits.append(
-            f"it has seen {count} cases{' only' if count < 50 else ''}; other scanners and patients may differ"
-        )
-    modality = training.get("modality")
-    if modality:
-        limits.append(f"made for {modality} images")
-    spacing = _section(bundle, "fingerprint").get("spacing_mm") or _section(bundle, "fingerprint").get(
-        "median_spacing_mm"
-    )
-    if spacing:
-        limits.append(f"spacing in training (median): {_short(spacing)} mm")
-    if not bundle.meta.get("results"):
-        limits.append("no score on held-out cases is recorded")
-    return limits
 
 
 def _section(bundle: BundleInfo, name: str) -> dict[str, Any]:
