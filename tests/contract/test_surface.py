@@ -25,7 +25,8 @@ SURFACE = {
     "correct": "data masks out --before --images",
     "plan": "pipeline --data --memory-gb --device --explain --set",
     "plan-diff": "plan_a plan_b",
-    "train": "pipeline --data --out --fold --max-minutes --resume --start-from --teacher --device --memory-gb "
+    "train": "pipeline --from-run --data --out --fold --max-minutes --resume "
+    "--start-from --teacher --device --memory-gb "
     "--set --overwrite",
     "evaluate": "model --data --out --fold --split --allow-training-cases --device --overwrite",
     "predict": "model input_ out --also --format --seg-type --labels --deidentify --tta --device --memory-gb --part "

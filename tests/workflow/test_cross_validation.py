@@ -137,6 +137,13 @@ def test_the_record_in_mlflow(crossed: Path) -> None:
     assert len(client.search_model_versions("name='toy'")) == 1
     table = client.list_artifacts(parent.info.run_id)
     assert {"cases.json", "model"} <= {artifact.path for artifact in table}
+    charts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "scores")}
+    assert charts == {f"scores/{name}.png" for name in ("calibration", "confusion", "size_and_dice")}
+    model = {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "model")}
+    assert {"model/MLmodel", "model/bundle.json", "model/fold_0"} <= model
+    texts = [(crossed / "RUN" / f"fold_{n}" / "metrics.json").read_text(encoding="utf-8") for n in (0, 1)]
+    tables = [np.array(json.loads(text)["confusion"]["table"]) for text in texts]
+    assert metrics["confusion"]["table"] == (tables[0] + tables[1]).tolist()
 
 
 def test_the_registered_ensemble_is_loaded_by_its_address(crossed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -14,12 +15,16 @@ from typing import Any
 
 import psutil
 import pytest
+from toy_set import Trained
 
-from unet_med.config import PipelineConfig, Tracking
+from unet_med.bundle import read_bundle_info
+from unet_med.config import Tracking
 from unet_med.errors import UsageError
 from unet_med.training import outbox
 from unet_med.training.store import quiet_environment
-from unet_med.training.tracking import MlflowTracker, open_tracker, review_lines
+from unet_med.training.tracking import open_tracker
+from unet_med.workflows.record import Recorder
+from unet_med.workflows.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -75,38 +80,46 @@ def test_a_server_that_is_not_there_is_said_before_training(port: int) -> None:
         open_tracker(Tracking(store=f"http://127.0.0.1:{port}"), "e", "r", None)
 
 
-def test_a_server_that_goes_away_costs_nothing(
-    start: Start, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_training_loses_nothing_while_its_server_is_away(
+    start: Start,
+    port: int,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     import mlflow
 
-    tracking = Tracking(store=f"http://127.0.0.1:{port}")
-    server = start()
-    tracker = open_tracker(tracking, "hippocampus", "served", None)
-    assert isinstance(tracker, MlflowTracker)
-    config = PipelineConfig(name="hippocampus", tracking=tracking)
-    tracker.start(config.to_yaml(), config.model_dump(mode="json"), {}, {"digest": "0f" * 32}, {"fold": "fold0"})
-    tracker.epoch(1, {"train/loss": 3.0})
-    _end(server)
-    began = time.monotonic()
-    for epoch in range(2, 50):
-        tracker.epoch(epoch, {"train/loss": 1.0})
-    assert time.monotonic() - began < 20  # one call that fails, the others wait
+    servers = [start()]
+    told = Recorder.__call__
+
+    def record(self: Recorder, epoch: int, *rest: Any) -> None:
+        if epoch == 2:
+            _end(servers[-1])
+        if epoch == 4:
+            servers.append(start())
+        told(self, epoch, *rest)
+
+    monkeypatch.setattr(Recorder, "__call__", record)
+    store = f"http://127.0.0.1:{port}"
+    changes = (f"tracking.store={store}", "name=served", "training.epochs=5", "training.steps_per_epoch=2")
+    run = tmp_path / "RUN"
+    outcome = train(trained.pipeline, trained.manifest, run, fold="0", device="cpu", overrides=changes)
+    assert outcome.exit_code == 0
     assert caplog.text.count("does not answer") == 1
+    assert outbox.logger.name in {entry.name for entry in caplog.records}
+    assert any(line.startswith(f"  runs: {store}/#/experiments/") for line in outcome.lines)
 
-    start()
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "model.safetensors").write_bytes(b"weights")
-    assert tracker.bundle(bundle, "hippocampus", {"dice/mean": 0.5}) == "models:/hippocampus/1"
-    tracker.finish("FINISHED")
-    assert len(tracker._outbox) == 0
-    history = tracker._client.get_metric_history(tracker.run_id, "train/loss")
-    assert [point.step for point in history] == list(range(1, 50))
-    assert tracker._client.get_run(tracker.run_id).info.status == "FINISHED"
+    client = mlflow.MlflowClient(store, store)
+    run_id = json.loads((run / "run.json").read_text(encoding="utf-8"))["mlflow_runs"]["fold_0"]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    for name in ("train/loss", "train/dice/mean", "val/dice/mean", "system/cpu_utilization_percentage"):
+        assert [point.step for point in client.get_metric_history(run_id, name)] == [1, 2, 3, 4, 5], name
+    pictures = [entry.path for entry in client.list_artifacts(run_id, "images") if entry.path.endswith(".png")]
+    assert len(pictures) == 6 * 2  # two held-out cases, their truth and five epochs
+    found = {entry.path for entry in client.list_artifacts(run_id)}
+    assert {"cases.json", "worst_cases.png", "data", "scores", "model", "pipeline.yaml", "plan.md"} <= found
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.store)
-    found = Path(mlflow.artifacts.download_artifacts("models:/hippocampus@candidate"))
-    assert (found / "model.safetensors").read_bytes() == b"weights"
-    assert review_lines(tracking, tracker)[1].startswith(f"  runs: http://127.0.0.1:{port}/#/experiments/")
-    assert outbox.logger.name in {record.name for record in caplog.records}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert read_bundle_info("models:/served@candidate").sha256 == read_bundle_info(run).sha256
+    assert mlflow.pytorch.load_model("models:/served@candidate") is not None

@@ -82,8 +82,39 @@ def test_the_record_in_mlflow(trained: Trained) -> None:
     history = client.get_metric_history(run.info.run_id, "val/dice/mean")
     assert [metric.step for metric in history] == [1, 2, 3]
     assert run.data.metrics["learning_rate"] > 0
-    assert "train/loss" in run.data.metrics
+    for name in ("train/loss", "patches_per_second", "system/cpu_utilization_percentage"):
+        assert name in run.data.metrics
+    labels = load_bundle(trained.run).labels.names
+    for name in (*(f"{kind}/{label}" for kind in ("dice", "iou") for label in labels), "dice/mean"):
+        assert run.data.metrics[f"train/{name}"] > 0.3
+        assert f"val/{name}" in run.data.metrics
+    assert {"task", "data_digest", "seed", "fold"} <= run.data.tags.keys()
     assert client.get_model_version_by_alias("toy", "candidate").run_id == run.info.run_id
+
+
+def test_what_can_be_looked_at_in_mlflow(trained: Trained) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{(trained.work / 'mlflow.db').as_posix()}")
+    (run,) = client.search_runs([client.get_experiment_by_name("toy").experiment_id])
+    places = (None, "data", "scores", "model")
+    found = {entry.path for place in places for entry in client.list_artifacts(run.info.run_id, place)}
+    assert {f"data/{name}.png" for name in ("fingerprint", "augmentation")} <= found
+    assert {f"scores/{name}.png" for name in ("confusion", "calibration", "size_and_dice")} <= found
+    assert {"cases.json", "overlays.png", "worst_cases.png", "pipeline.yaml", "plan.md"} <= found
+    assert {f"model/{name}" for name in ("bundle.json", "MODEL_CARD.md", "MLmodel", "input_example.json")} <= found
+
+
+def test_what_the_metrics_say_of_voxels(trained: Trained) -> None:
+    metrics = json.loads((trained.run / "metrics.json").read_text(encoding="utf-8"))
+    table = np.array(metrics["confusion"]["table"])
+    assert metrics["confusion"]["labels"] == ["background", *load_bundle(trained.run).labels.names]
+    assert table.sum() == metrics["n_cases"] * 24 * 28 * 20
+    assert (np.diag(table) > 0.5 * table.sum(axis=1)).all()
+    assert all(0 <= entry["error"] < 0.5 for entry in metrics["calibration"].values())
+    told = load_bundle(trained.run).meta["results"]["held_out"]
+    assert "confusion" not in told
+    assert set(told["calibration_error"]) == set(metrics["calibration"])
 
 
 def test_a_second_start_needs_a_word(place: Path) -> None:

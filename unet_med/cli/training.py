@@ -54,9 +54,16 @@ def plan_diff(
 
 
 def train(
-    pipeline: PipelineArgument,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.")],
+    pipeline: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PIPELINE.yaml]", exists=True, dir_okay=False, help="Pipeline file."),
+    ] = None,
+    from_run: Annotated[
+        str | None,
+        typer.Option("--from-run", metavar="RUN_ID", help="Train again what this run of MLflow recorded."),
+    ] = None,
     fold: FoldOption = None,
     max_minutes: MinutesOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on exactly where the run was stopped.")] = False,
@@ -87,6 +94,7 @@ def train(
         overrides=set_,
         overwrite=overwrite,
         start_from=start_from,
+        from_run=from_run,
         teacher=teacher,
         memory_gb=memory_gb,
     )

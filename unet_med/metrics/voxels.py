@@ -56,12 +56,25 @@ def confusion_counts(mask: IntArray, label: IntArray, labels: LabelMap) -> dict[
     Raises:
         InputRefusedError: if the shapes differ.
     """
+    return counts_of(confusion_table(mask, label, labels), labels)
+
+
+def confusion_table(mask: IntArray, label: IntArray, labels: LabelMap) -> npt.NDArray[np.int64]:
+    """Returns how many voxels of each true label, background first, were given which label: (true, predicted).
+
+    Args and errors as :func:`confusion_counts`.
+    """
     mask, label = without_ignored(mask, label, labels)
     known = [0, *(one.index for one in labels.labels)]
     joint = np.bincount(
         (_positions(label, known) * len(known) + _positions(mask, known)).ravel(), minlength=len(known) ** 2
     )
-    table = joint.reshape(len(known), len(known))
+    return joint.reshape(len(known), len(known))
+
+
+def counts_of(table: npt.NDArray[np.int64], labels: LabelMap) -> dict[str, tuple[int, int, int]]:
+    """Returns what :func:`confusion_counts` does, from a :func:`confusion_table` or a sum of some."""
+    known = [0, *(one.index for one in labels.labels)]
     counts: dict[str, tuple[int, int, int]] = {}
     for name, values in structures(labels).items():
         members = [known.index(value) for value in values]

@@ -6,5 +6,5 @@ import torch
 
 
 def is_tracing() -> bool:
-    """Whether ``torch.jit.trace`` records: then only plain operations, whatever the layout and the shape."""
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+    """Whether ``torch.jit.trace`` or ``torch.export`` records: then only plain operations, whatever the layout."""
+    return bool(torch.jit.is_tracing()) or torch.compiler.is_exporting()  # type: ignore[attr-defined, no-untyped-call]

@@ -267,7 +267,9 @@ def _finish_epoch(
     count = trainer.sums.pop("count")
     seconds = trainer.sums.pop("seconds")
     metrics = {f"train/{name}": total / count for name, total in sorted(trainer.sums.items())}
+    metrics |= trainer.tally.close()
     metrics |= {"learning_rate": rate, "seconds_per_step": seconds / count, "seconds_per_epoch": seconds}
+    metrics["patches_per_second"] = trainer.batch_size * count / seconds
     masks: dict[str, np.ndarray[Any, Any]] = {}
     trainer.sums = {}
     if validation and (last or schedule.validates(epoch)):

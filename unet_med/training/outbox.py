@@ -88,6 +88,14 @@ class Outbox:
             self._waiting.popleft()
         self._warned.discard("away")
 
+    def drain(self, patience_seconds: float, pause_seconds: float = 5.0) -> None:
+        """Sends what waits, and waits itself for a store that is away, for so many seconds at most."""
+        deadline = time.monotonic() + patience_seconds
+        self.flush(now=True)
+        while self._waiting and time.monotonic() < deadline:
+            time.sleep(pause_seconds)
+            self.flush(now=True)
+
     def _shed(self) -> None:
         pictures = [call for call in self._waiting if call.what == PICTURE]
         if len(pictures) > _MOST_WAITING_PICTURES:

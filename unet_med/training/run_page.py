@@ -86,8 +86,10 @@ def describe(facts: Facts) -> str:
 _LEGEND: Final = (
     "Where to look: *Model metrics* has the course of `train/...` and `val/...` and the overlays of the same cases "
     "over the epochs (scroll in the tile below the parameters, move the slider, click the picture). *Artifacts* has "
-    "`overlays.png` (the last overlays), `cases.json` (scores of each case), `pipeline.yaml` (the whole "
-    "configuration), `plan.md` (why each value was chosen) and `model` (the bundle).",
+    "`overlays.png` (the last overlays), `worst_cases.png`, `cases.json` (scores of each case), `scores` (confusion, "
+    "calibration, size and Dice), `data` (what the data set is like, and what the network sees of it), `pipeline.yaml` "
+    "(the whole configuration), `plan.md` (why each value was chosen) and `model` (the bundle with its model card). "
+    "*System metrics* says how busy the machine was.",
 )
 
 

@@ -25,8 +25,10 @@ import logging
 import math
 import numbers
 import re
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -83,6 +85,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+Dress = Callable[[Path], bool]
+"""Writes a folder; tells whether there is something in it."""
 
 TOOL: Final = "unet-med"
 MODEL_FOLDER: Final = "model"
@@ -91,6 +95,8 @@ _LONGEST_TAG: Final = 8000
 _PARAMS_PER_CALL: Final = 100
 _DIGEST_CHARACTERS: Final = 12
 _FINAL: Final = "final/"
+PATIENCE_SECONDS: Final = 300.0
+"""So long the end of a training waits for a store that is away."""
 _HEADLINE: Final = re.compile(r"^Dice \d\.\d{3}, ")
 _NOT_IN_KEYS: Final = re.compile(r"[^A-Za-z0-9_\-./ ]")
 
@@ -136,16 +142,27 @@ class Tracker(Protocol):
             step: The epoch.
         """
 
+    def picture(self, name: str, image: np.ndarray) -> None:
+        """Records a picture that has no course.
+
+        Args:
+            name: Where it lies among the artifacts, without its ending.
+            image: (rows, columns, 3) uint8, RGB.
+        """
+
     def cases(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Records the table of cases, one row for each; a second call replaces it. Safe case tags only."""
 
-    def bundle(self, folder: Path, register_as: str | None, metrics: Mapping[str, float]) -> str | None:
+    def bundle(
+        self, folder: Path, register_as: str | None, metrics: Mapping[str, float], dress: Dress | None = None
+    ) -> str | None:
         """Records the finished bundle and its final metrics, and registers it as a model version.
 
         Args:
             folder: The bundle.
             register_as: Name of the registered model; None records the bundle only.
             metrics: Final scores, recorded as ``final/...``.
+            dress: Writes what lies beside the bundle for MLflow's own tools, see :mod:`unet_med.training.flavour`.
 
         Returns:
             The URI of the version (``models:/NAME/1``), or None when nothing was registered.
@@ -178,10 +195,15 @@ class NullTracker:
     def overlay(self, key: str, image: np.ndarray, step: int) -> None:
         """Does nothing."""
 
+    def picture(self, name: str, image: np.ndarray) -> None:
+        """Does nothing."""
+
     def cases(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Does nothing."""
 
-    def bundle(self, folder: Path, register_as: str | None, metrics: Mapping[str, float]) -> str | None:
+    def bundle(
+        self, folder: Path, register_as: str | None, metrics: Mapping[str, float], dress: Dress | None = None
+    ) -> str | None:
         """Registers nothing."""
 
     def finish(self, status: Status) -> None:
@@ -246,6 +268,7 @@ class MlflowTracker:
         self._has_inputs = False
         self._has_params = False
         self._version: str | None = None
+        self._scratch: list[Path] = []
         self._model_uri: str | None = None
         self._client, failures = connect(store)
         self._outbox = Outbox(failures)
@@ -340,6 +363,8 @@ class MlflowTracker:
         if digest:
             known.setdefault("data_digest", digest)
         known.setdefault("tool_version", _tool_version())
+        if "git_revision" in known:
+            known["mlflow.source.git.commit"] = known["git_revision"]  # the list of runs has a column for it
         self._facts = Facts(params=flat, dataset=dict(dataset), tags=known)
         if not self._has_params:
             self._record_params(main_choices(flat))
@@ -370,6 +395,11 @@ class MlflowTracker:
             lambda: self._client.log_image(self.run_id, picture, key=name, step=step, timestamp=now, synchronous=True),
         )
 
+    def picture(self, name: str, image: np.ndarray) -> None:
+        """Records a picture; see :class:`Tracker`."""
+        shown = framed(image)
+        self._outbox.send(PICTURE, lambda: self._client.log_image(self.run_id, shown, artifact_file=f"{name}.png"))
+
     def cases(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Records the table of cases, in the form of ``mlflow.log_table``; see :class:`Tracker`."""
         if not rows:
@@ -379,7 +409,9 @@ class MlflowTracker:
         self._outbox.send("the table of cases", lambda: self._client.log_dict(self.run_id, table, "cases.json"))
         self._record_tags({"mlflow.loggedArtifacts": json.dumps([{"path": "cases.json", "type": "table"}])})
 
-    def bundle(self, folder: Path, register_as: str | None, metrics: Mapping[str, float]) -> str | None:
+    def bundle(
+        self, folder: Path, register_as: str | None, metrics: Mapping[str, float], dress: Dress | None = None
+    ) -> str | None:
         """Records and registers the bundle; see :class:`Tracker`."""
         final = {f"{_FINAL}{key.removeprefix(_FINAL)}": float(v) for key, v in metrics.items() if _finite(v)}
         self._facts.results = {key.removeprefix(_FINAL): value for key, value in final.items()}
@@ -389,6 +421,8 @@ class MlflowTracker:
         self._outbox.send(
             "the model bundle", lambda: self._client.log_artifacts(self.run_id, str(folder), MODEL_FOLDER)
         )
+        if dress is not None:
+            self._record_dress(dress)
         if register_as:
             self._outbox.send("the model version", lambda: self._register(safe_name(register_as)))
         self._outbox.flush(now=True)
@@ -400,12 +434,14 @@ class MlflowTracker:
         """Sends what waits and closes the run; see :class:`Tracker`."""
         now = _milliseconds()
         self._outbox.send("the end of the run", lambda: self._client.set_terminated(self.run_id, status, now))
-        self._outbox.flush(now=True)
+        self._outbox.drain(PATIENCE_SECONDS if status == "FINISHED" else 0.0)
         if len(self._outbox):
             logger.warning(
                 "%d records did not reach the MLflow store; the metrics and the model in the run folder are complete",
                 len(self._outbox),
             )
+        for folder in self._scratch:
+            shutil.rmtree(folder, ignore_errors=True)
 
     # --- what is sent ---
 
@@ -428,7 +464,20 @@ class MlflowTracker:
         if not self._newest:
             return
         sheet = stacked([self._newest[name] for name in sorted(self._newest)])
-        self._outbox.send(PICTURE, lambda: self._client.log_image(self.run_id, sheet, artifact_file="overlays.png"))
+        self.picture("overlays", sheet)
+
+    def _record_dress(self, dress: Dress) -> None:
+        """Puts beside the bundle what makes it a model of MLflow, and tells the page of the run that it is one."""
+        beside = Path(tempfile.mkdtemp(prefix="unet-med-model-"))
+        self._scratch.append(beside)
+        if not dress(beside):
+            return
+        self._outbox.send(
+            "the model for other tools", lambda: self._client.log_artifacts(self.run_id, str(beside), MODEL_FOLDER)
+        )
+        model = yaml.safe_load((beside / "MLmodel").read_text(encoding="utf-8"))
+        told = [{**model, "run_id": self.run_id, "artifact_path": MODEL_FOLDER}]
+        self._record_tags({"mlflow.log-model.history": json.dumps(told, default=str)})
 
     def _rename(self) -> None:
         """Puts the main score into the name of the run: the list of runs shows no metrics by itself."""

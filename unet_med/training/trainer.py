@@ -27,10 +27,11 @@ from unet_med.labels import LabelMap
 from unet_med.losses import build_loss
 from unet_med.metrics import confusion_counts, dice_iou, structures
 from unet_med.networks import Segmenter, admissible_patch, build_network, context_voxels
-from unet_med.training.accelerate import Forward, set_up_card
+from unet_med.training.accelerate import Forward, Output, set_up_card
 from unet_med.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from unet_med.training.distributed import BatchSums, Team, shares_by_size
 from unet_med.training.schedule import Schedule
+from unet_med.training.tally import Tally
 from unet_med.training.validation import DICE, OBJECTS, Overlaps, keep_part, mean_scores, object_scores
 from unet_med.transforms.prior import Prior
 from unet_med.volume import Region
@@ -94,6 +95,7 @@ class Trainer:
         self.seconds = 0.0
         self.parts: dict[str, float] = {}
         self.sums: dict[str, float] = {}
+        self.tally = Tally(labels)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] | None = None
         self.best_score: float | None = None
@@ -123,15 +125,18 @@ class Trainer:
         if self.sums_of_batch is not None and len(pieces) > 1:
             with torch.no_grad(), self.sums_of_batch.learning():
                 for number, piece in enumerate(pieces):
-                    self._loss_of(number, piece)
+                    self._loss_of(number, piece)  # its sums alone count here
         self.optimizer.zero_grad(set_to_none=True)
         told: list[list[float]] = []
+        seen: list[torch.Tensor] = []
         for number, piece in enumerate(pieces):
-            loss = self._loss_of(number, piece)
+            loss, output = self._loss_of(number, piece)
+            seen.append(self.tally.count(output, piece["label"]))
             torch.autograd.backward(self.scaler.scale(loss / len(pieces)))
             told.append([float(loss.detach()), *self.loss.parts.values()])
         values = torch.tensor(told, dtype=torch.float32, device=self.device).mean(0)
-        self.team.average([*self._gradients(), *self._statistics(), values])
+        counts = torch.stack(seen).sum(0).to(torch.float32)
+        self.team.average([*self._gradients(), *self._statistics(), values, counts])
         value, *parts = values.tolist()
         self.parts = dict(zip(self.loss.parts, parts, strict=True))
         self._stop_unless(math.isfinite(value), "the loss")
@@ -142,6 +147,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
+        self.tally.add((counts * self.team.world).tolist())
         self._update_average()
         return float(value)
 
@@ -155,17 +161,17 @@ class Trainer:
                 piece[name] = samples
         return pieces
 
-    def _loss_of(self, number: int, piece: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the loss of a piece; dropout is a function of seed, step and the piece's place in the batch."""
+    def _loss_of(self, number: int, piece: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, Output]:
+        """Returns loss and logits of a piece; dropout is a function of seed, step and the place in the batch."""
         place = number * self.team.world + self.team.rank
         torch.manual_seed(self.config.seed + 1 + self.step + place * _LONGEST_RUN)
         if self.sums_of_batch is not None:
             self.sums_of_batch.start_piece()
         with self.autocast():
-            logits = self.forward(piece["image"])
+            output = self.forward(piece["image"])
         beside = {name: tensor for name, tensor in piece.items() if name not in ("image", "label")}
-        loss: torch.Tensor = self.loss(logits, piece["label"], **beside)
-        return loss
+        loss: torch.Tensor = self.loss(output, piece["label"], **beside)
+        return loss, output
 
     def _gradients(self) -> list[torch.Tensor]:
         return [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
@@ -227,7 +233,7 @@ class Trainer:
     def predict(self, network: nn.Module, case: CachedCase) -> np.ndarray[Any, np.dtype[np.integer[Any]]]:
         """Returns the labels of a prepared case on the network's grid, by the sliding window of prediction."""
         mask = np.zeros(case.shape, dtype=self.labels.dtype)
-        for rows, logits in self._logits(network, case):
+        for rows, logits in self.logits(network, case):
             self.labels.from_outputs(logits, out=mask[rows])
         return mask
 
@@ -240,12 +246,12 @@ class Trainer:
         """
         mask, part = np.zeros(case.shape, dtype=self.labels.dtype), middle_of(case.shape)
         maps = MapStore.in_memory(self.labels.outputs, [side.stop - side.start for side in part])
-        for rows, logits in self._logits(network, case):
+        for rows, logits in self.logits(network, case):
             self.labels.from_outputs(logits, out=mask[rows])
             keep_part(maps, part, rows, logits)
         return mask, objects_of(maps, self.config.instances), part
 
-    def _logits(self, network: nn.Module, case: CachedCase) -> Iterator[tuple[Region, torch.Tensor]]:
+    def logits(self, network: nn.Module, case: CachedCase) -> Iterator[tuple[Region, torch.Tensor]]:
         """Yields the logits (outputs, *s) of the next rows of a prepared case, and where they lie."""
         settings = self.config.inference
         dims = len(self.patch)
@@ -313,6 +319,7 @@ class Trainer:
             "seconds": self.seconds,
             "schedule": schedule.to_numbers(),
             "sums": self.sums,
+            "tally": self.tally.table.ravel().tolist(),
             "history": self.history,
             "best_by": self.best_by,
             "best_score": self.best_score,
@@ -333,6 +340,7 @@ class Trainer:
         numbers = checkpoint.numbers
         self.step, self.seconds = numbers["step"], numbers["seconds"]
         self.sums, self.history = dict(numbers["sums"]), list(numbers["history"])
+        self.tally.add(numbers.get("tally", [0] * self.tally.table.size))  # an older checkpoint has none
         if "best" in checkpoint.tensors and numbers.get("best_by") == self.best_by:
             self.best, self.best_score = dict(checkpoint.tensors["best"]), numbers["best_score"]
         if numbers["scaler"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from unet_med import __version__
 from unet_med.bundle import BundleInfo, labels_of, read_bundle_info, save_ensemble
 from unet_med.config import PipelineConfig
 from unet_med.inference.objects import MAPS, MapArchive
-from unet_med.inference.quality import assessment, outliers
+from unet_med.inference.quality import assessment, intended, outliers
 from unet_med.metrics import summarise
+from unet_med.training.flavour import write_flavour
 from unet_med.training.postprocessing import Choice, MaskPairs, choose_postprocess
 from unet_med.training.tracking import Tracker
 from unet_med.workflows.evaluate import score_table
+from unet_med.workflows.last_look import joined_looks, show_scores
 from unet_med.workflows.objects import META_KEY as OBJECTS
 from unet_med.workflows.objects import changes_of, object_table, tuned
-from unet_med.workflows.record import case_rows, final_metrics
+from unet_med.workflows.record import case_rows, final_metrics, told_results
 from unet_med.workflows.session import FoldOutcome
 
 MASKS = "out_of_fold"
@@ -44,6 +47,7 @@ def combine_folds(
     """
     result = summarise([case for outcome in outcomes.values() for case in outcome.scored])
     result["folds"] = {name: outcome.metrics["mean"] for name, outcome in outcomes.items()}
+    result |= joined_looks([outcome.metrics for outcome in outcomes.values()])
     members = {name: read_bundle_info(out / name) for name in outcomes}
     first = next(iter(members.values()))
     choice = _choice(out / MASKS, first.config, {case["id"] for case in result["cases"]})
@@ -65,7 +69,9 @@ def combine_folds(
     final = final_metrics(result)
     parent.epoch(1, {f"cv/{kind}": value for kind, value in result["mean"].items() if isinstance(value, float)})
     parent.cases(case_rows(result))
-    version = parent.bundle(out / "model", config.name if registers else None, final)
+    show_scores(parent, result)
+    dress = partial(write_flavour, out / "model") if registers else None
+    version = parent.bundle(out / "model", config.name if registers else None, final, dress)
     MaskPairs(out / MASKS).remove()
     return result, _lines(result, choice, meta, len(members), out, version)
 
@@ -97,9 +103,10 @@ def _meta(members: Sequence[BundleInfo], result: Mapping[str, Any]) -> dict[str,
             "minutes": round(sum(training["minutes"] for training in trainings), 2),
             "seed": trainings[0].get("seed"),
         },
+        intended.META_KEY: intended.joined_intended_meta([member.meta for member in members]),
         "fingerprint": first.get("fingerprint", {}),
         "reasons": dict(first.get("reasons", {})),
-        "results": {"out_of_fold": {key: value for key, value in result.items() if key != "cases"}},
+        "results": {"out_of_fold": told_results(result)},
     }
 
 

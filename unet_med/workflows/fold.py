@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from unet_med.identity import case_tag
 from unet_med.inference.device import precision_name
 from unet_med.inference.objects import MAPS, MapArchive
 from unet_med.inference.predictor import is_out_of_memory
-from unet_med.inference.quality import assessment, outliers
+from unet_med.inference.quality import assessment, intended, outliers
+from unet_med.inference.quality.intended import Intended
 from unet_med.io.atomic import whole_file, write_json
 from unet_med.labels import LabelMap
 from unet_med.manifest import Manifest, ManifestCase, verified
@@ -33,6 +35,7 @@ from unet_med.planning import Plan, make_plan
 from unet_med.training.distributed import Team
 from unet_med.training.emptiness import learn_emptiness, proven_emptiness
 from unet_med.training.fine_tuning import cases_of, initial_weights, origin, seen_before, with_kept_reasons
+from unet_med.training.flavour import write_flavour
 from unet_med.training.loop import FitResult, fit
 from unet_med.training.postprocessing import MaskPairs
 from unet_med.training.tracking import NullTracker, Tracker, review_lines
@@ -49,11 +52,21 @@ from unet_med.workflows.cascade import (
 from unet_med.workflows.distillation import META_KEY as DISTILLATION
 from unet_med.workflows.distillation import cost_lines, measured_cost
 from unet_med.workflows.evaluate import score_cases
+from unet_med.workflows.last_look import look_back, show_data, show_samples, show_scores
 from unet_med.workflows.objects import META_KEY as OBJECTS
 from unet_med.workflows.objects import ScoredObjects, changes_of, keep_maps, object_table, score_kept
 from unet_med.workflows.opinions import Opinions
 from unet_med.workflows.progress import track
-from unet_med.workflows.record import Recorder, case_rows, describe_run, ending, final_metrics, open_run, shareable
+from unet_med.workflows.record import (
+    Recorder,
+    case_rows,
+    describe_run,
+    ending,
+    final_metrics,
+    open_run,
+    shareable,
+    told_results,
+)
 from unet_med.workflows.session import JOURNAL, FoldCases, FoldOutcome, Session
 
 logger = logging.getLogger(__name__)
@@ -240,7 +253,11 @@ def _fit_and_score(
     trainer = Trainer(second_stage(config), labels, len(config.channels), session.device, team, initial)
     counts = {"training_cases": len(training.cases), "held_out_cases": len(validation.cases)}
     machine = {"device": session.device.type, "precision": precision_name(trainer.precision)}
+    if start is not None:
+        machine["started_from"] = start.sha256
     describe_run(tracker, config, manifest, cases.name, counts, plan.reasons, machine)
+    show_data(tracker, plan, labels, _used(cases.training, training), _used(held_out, validation))
+    show_samples(tracker, training.cases, trainer.config, labels)
     drawn = (validation.cases or training.cases)[: config.training.overlay_cases]
     recorder = Recorder(tracker, drawn, labels, draws_validation=bool(validation.cases), trainer=trainer)
     if team.leads:
@@ -257,8 +274,8 @@ def _fit_and_score(
         overlay_ids=[case.id for case in drawn],
         progress=_progress(team),
     )
-    used = {case.id for case in training.cases}
-    learnt_from = [case for case in cases.training if case.id in used]
+    recorder.catch_up(len(result.history))
+    learnt_from = _used(cases.training, training)
     teacher = session.teacher
     known = [*(() if start is None else cases_of(start)), *([] if stage is None else stage.case_sha256)]
     known += () if teacher is None else teacher.case_sha256
@@ -276,11 +293,12 @@ def _fit_and_score(
     if not team.leads:
         return FoldOutcome({}, [], 0, [])
     metrics = summarise(scored) | {"refused": unscored}
+    metrics |= look_back(tracker, trainer, validation.cases, metrics)
     if found is not None and found.tuning is not None:
         config = config.replacing(changes_of(found.tuning.settings))
         metrics[OBJECTS] = meta[OBJECTS] = found.tuning.as_dict()
         meta["reasons"] = {**plan.reasons, "instances": found.tuning.reason}
-    meta["results"] = {"held_out": {k: v for k, v in metrics.items() if k != "cases"}}
+    meta["results"] = {"held_out": told_results(metrics)}
     meta |= _knowledge(scored, training.cases, learnt_from)
     learnt = None if low else learn_emptiness(training.cases, config)  # such a rule knows the image alone
     prepared = (*validation.cases, *training.cases)
@@ -304,13 +322,21 @@ def _fit_and_score(
     write_json(folder / _METRICS, metrics, _METRICS)
     if metrics.get("cases"):
         tracker.cases(case_rows(metrics))
+        show_scores(tracker, metrics)
         tracker.epoch(len(result.history) + 1, final_metrics(metrics))
     registers = config.tracking.register_model and session.masks is None  # of a cross-validation, the ensemble is
-    version = tracker.bundle(folder / "model", config.name if registers else None, final_metrics(metrics))
+    dress = partial(write_flavour, folder / "model") if registers else None
+    version = tracker.bundle(folder / "model", config.name if registers else None, final_metrics(metrics), dress)
     notes = [*changes, *_stage_lines(stage, training, config), *(() if start is None else seen_before(start, held_out))]
     lines = _fold_lines(cases, len(learnt_from), result, metrics, trainer, sha256, folder, version)
     lines += [] if teacher is None else cost_lines(metrics[DISTILLATION])
     return FoldOutcome(metrics, scored, 0, [*notes, *lines])
+
+
+def _used(cases: Iterable[ManifestCase], prepared: PreparedCases) -> list[ManifestCase]:
+    """Returns the cases that could be prepared."""
+    ids = {case.id for case in prepared.cases}
+    return [case for case in cases if case.id in ids]
 
 
 def _stage_lines(stage: FirstStage | None, training: PreparedCases, config: PipelineConfig) -> list[str]:
@@ -394,6 +420,7 @@ def _meta(
             **({} if start is None else {"started_from": origin(start)}),
             **({} if session.teacher is None else {"learnt_from": session.teacher.origin()}),
         },
+        intended.META_KEY: Intended.of((case.case for case in learnt_from), manifest.modality).to_json(),
         "fingerprint": plan.fingerprint,
         "reasons": plan.reasons,
         "results": {},

@@ -14,8 +14,12 @@ from unet_med.identity import case_tag
 from unet_med.labels import LabelMap
 from unet_med.manifest import Manifest
 from unet_med.overlays import outline_preview
+from unet_med.review.failures import failures, intervals
+from unet_med.training.machine_load import MachineLoad
+from unet_med.training.revision import code_revision
 from unet_med.training.tracking import Tracker, open_tracker
 from unet_med.training.trainer import Trainer
+from unet_med.workflows.last_look import CALIBRATION, CONFUSION
 
 
 class Recorder:
@@ -43,6 +47,8 @@ class Recorder:
         self._labels = labels
         self._draws_validation = draws_validation
         self._trainer = trainer
+        self._load = MachineLoad(trainer.device)
+        self._told = 0
 
     def draw_truth(self) -> None:
         """Step 0 of each series of pictures: what it should become."""
@@ -51,7 +57,9 @@ class Recorder:
 
     def __call__(self, epoch: int, metrics: Mapping[str, float], masks: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Records a finished epoch; see :class:`unet_med.training.loop.EpochRecord`."""
-        self._tracker.epoch(epoch, metrics)
+        self.catch_up(epoch - 1)
+        self._tracker.epoch(epoch, {**metrics, **self._load.read()})
+        self._told = epoch
         validated = any(name.startswith("val/") for name in metrics)
         due = validated if self._draws_validation else epoch % 10 == 0
         if not due:
@@ -62,6 +70,15 @@ class Recorder:
                 with self._trainer.evaluating() as network:
                     mask = self._trainer.predict(network, case)
             self._draw(number, case, mask, epoch)
+
+    def catch_up(self, epoch: int) -> None:
+        """Records epochs of earlier starts, up to this one, that the store does not hold.
+
+        They waited for a server that was away when the run was interrupted.
+        """
+        for earlier, metrics in enumerate(self._trainer.history[self._told : epoch], start=self._told + 1):
+            self._tracker.epoch(earlier, metrics)
+        self._told = max(self._told, epoch)
 
     def _draw(self, number: int, case: CachedCase, mask: np.ndarray[Any, Any], step: int) -> None:
         image, truth = np.asarray(case.image()[0]), np.asarray(case.label())
@@ -91,6 +108,7 @@ def describe_run(
             "seed": str(config.seed),
             "data_digest": manifest.digest,
             "tool_version": __version__,
+            "git_revision": code_revision(),
             **machine,
         },
     )
@@ -133,6 +151,15 @@ def case_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                 row |= {f"{kind}/{label}": value for label, value in values.items()}
         rows.append(row)
     return rows
+
+
+def told_results(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a bundle keeps of ``metrics.json``: no single case, but how sure the means are, and the failures."""
+    told = {key: value for key, value in metrics.items() if key not in ("cases", CONFUSION, CALIBRATION)}
+    told |= {"intervals": intervals(metrics["cases"]), "failures": failures(metrics["cases"])}
+    if CALIBRATION in metrics:
+        told["calibration_error"] = {name: entry["error"] for name, entry in metrics[CALIBRATION].items()}
+    return told
 
 
 def final_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from unet_med import __version__
 from unet_med.bundle import Bundle, load_bundle
 from unet_med.config import PipelineConfig, load_config
 from unet_med.doctoring import quick_findings
@@ -22,6 +23,8 @@ from unet_med.io.atomic import write_json
 from unet_med.manifest import Manifest, load_manifest
 from unet_med.training.distributed import Team, open_team, own_device
 from unet_med.training.fine_tuning import started_from
+from unet_med.training.past_run import PastRun, read_past_run
+from unet_med.training.revision import code_revision
 from unet_med.training.tracking import NullTracker, Tracker, review_lines
 from unet_med.workflows.cards import cards_for, train_on_cards
 from unet_med.workflows.cascade import FOLDER as CASCADE
@@ -41,7 +44,7 @@ _LEFT_OUT = ("constant", "image_not_finite", "refused")
 
 
 def train(
-    pipeline: Path,
+    pipeline: Path | None,
     data: Path,
     out: Path,
     fold: str | None = None,
@@ -52,6 +55,7 @@ def train(
     overwrite: bool = False,
     memory_gb: float | None = None,
     start_from: str | None = None,
+    from_run: str | None = None,
     teacher: str | None = None,
 ) -> Outcome:
     """Trains one fold, all folds, or on all cases; the processes that ``torchrun`` started do it together.
@@ -59,7 +63,7 @@ def train(
     Where the machine has several cards, and one process was started, each trains a fold of its own.
 
     Args:
-        pipeline: Pipeline YAML.
+        pipeline: Pipeline YAML; ``None``: that of ``from_run``.
         data: Manifest.
         out: Run folder: ``model/`` (the bundle; after a cross-validation the ensemble of the folds), ``model_best/``,
             ``checkpoint/``, ``metrics.json``, ``plan.json``; of a cross-validation, the folds lie in ``fold_N/``.
@@ -71,23 +75,29 @@ def train(
         overwrite: Replace what an earlier run left in ``out``.
         memory_gb: Memory that the plan may use.
         start_from: A model to begin with, as for ``predict``; its grid, normalisation and network are kept.
+        from_run: Id of a run in MLflow: its pipeline as it was resolved is trained again, on the same data and fold.
         teacher: A model, often an ensemble, that one model is to stand for: it learns from its chances beside the truth
             (``loss.teacher_weight``), and what it costs in its place is measured. Its network may be another.
 
     Raises:
-        UsageError: for a fold that does not exist, or a folder that holds another run.
+        UsageError: for a fold that does not exist, a folder that holds another run, a run in MLflow that is not there
+            or was trained on other data.
         ConfigError: for a pipeline that needs a teacher without one, or that no teacher is for.
         ModelError: if there is no model to start from or to learn from, or it does not fit.
         MachineError: if another process of this training ended.
     """
     started = time.monotonic()
     processor = own_device(choose_device(device))
-    config = load_config(pipeline, overrides)
+    past = None if from_run is None else read_past_run(from_run, overrides)
+    config = _pipeline(pipeline, past, overrides)
     if max_minutes is not None:
         config = config.replacing({"training.max_minutes": max_minutes})
     manifest = load_manifest(data)
     manifest.require_clean()
     start = None if start_from is None else load_bundle(start_from)
+    if past is not None:
+        past.require_same(manifest.digest, None if start is None else start.sha256)
+        fold = fold or past.fold
     if start is not None:
         _refuse_cascade(config, start)
         config = started_from(config, manifest, start)
@@ -106,7 +116,7 @@ def train(
         crosses = len(folds) > 1
         parent: Tracker = NullTracker()
         if crosses and team.leads:
-            parent = _open_parent(config, manifest, journal, processor.type)
+            parent = _open_parent(config, manifest, journal, processor.type, start)
         session = Session(
             out,
             journal,
@@ -127,6 +137,7 @@ def train(
             raise
         parent.finish("FINISHED")
         if team.leads:
+            told += [] if past is None else past.remarks(code_revision(), __version__)
             lines = [*told, *(line for outcome in outcomes.values() for line in outcome.lines), *lines]
             journal |= {"finished": True, "result": result, "lines": lines}
             write_json(out / JOURNAL, journal, JOURNAL)
@@ -191,15 +202,28 @@ def _finish(
     return result, lines
 
 
-def _open_parent(config: PipelineConfig, manifest: Manifest, journal: dict[str, Any], device: str) -> Tracker:
+def _open_parent(
+    config: PipelineConfig, manifest: Manifest, journal: dict[str, Any], device: str, start: Bundle | None
+) -> Tracker:
     """The run above the folds of a cross-validation."""
     parent = open_run(config, config.name + "-cv", journal, "parent")
     counts = {"training_cases": len(manifest.training)}
-    describe_run(parent, shareable(config), manifest, "cv", counts, {}, {"device": device})
+    origin = {} if start is None else {"started_from": start.sha256}
+    describe_run(parent, shareable(config), manifest, "cv", counts, {}, {"device": device, **origin})
     return parent
 
 
 # ---- what is asked for ----------------------------------------------------------------------------------------------
+
+
+def _pipeline(pipeline: Path | None, past: PastRun | None, overrides: Sequence[str]) -> PipelineConfig:
+    if (pipeline is None) is (past is None):
+        raise UsageError(
+            "there is no pipeline" if past is None else "there are two pipelines",
+            "PIPELINE.yaml and --from-run",
+            "give a pipeline file, or the id of a run that is trained again",
+        )
+    return past.config if pipeline is None and past is not None else load_config(pipeline or Path(), overrides)
 
 
 def _folds(manifest: Manifest, fold: str | None) -> list[FoldCases]:

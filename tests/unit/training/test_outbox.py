@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from threading import Timer
 
 import pytest
 
@@ -47,6 +48,25 @@ def test_nothing_is_lost_and_the_order_is_kept(caplog: pytest.LogCaptureFixture)
     outbox.flush(now=True)
     assert server.received == ["a", "b", "c"]
     assert len(outbox) == 0
+
+
+def test_at_the_end_it_waits_for_a_server_that_comes_back() -> None:
+    server, outbox = Server(), Outbox((LostError,), retry_seconds=60.0)
+    server.here = False
+    outbox.send("a", lambda: server.take("a"))
+    Timer(0.1, lambda: setattr(server, "here", True)).start()
+    outbox.drain(patience_seconds=30.0, pause_seconds=0.02)
+    assert server.received == ["a"]
+
+
+def test_at_the_end_it_does_not_wait_for_ever() -> None:
+    server, outbox = Server(), Outbox((LostError,))
+    server.here = False
+    outbox.send("a", lambda: server.take("a"))
+    began = time.monotonic()
+    outbox.drain(patience_seconds=0.1, pause_seconds=0.02)
+    assert time.monotonic() - began < 10
+    assert len(outbox) == 1
 
 
 def test_a_lost_server_is_not_asked_at_every_call() -> None:

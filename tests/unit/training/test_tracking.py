@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from unet_med.config import PipelineConfig, Tracking
 from unet_med.errors import UsageError
@@ -43,18 +44,23 @@ def config(tracking: Tracking) -> PipelineConfig:
     return config.replacing({"sampling.patch_voxels": [40, 56, 40], "training.epochs": 3})
 
 
-def start(tracker: Any, config: PipelineConfig) -> None:
+def start(tracker: Any, config: PipelineConfig, **tags: str) -> None:
     tracker.start(
         config.to_yaml(),
         config.model_dump(mode="json"),
         {"sampling.patch_voxels": "the organ | fits"},
         {"digest": DIGEST, "training_cases": 7},
-        {"task": "semantic", "fold": "fold0", "seed": 0},
+        {"task": "semantic", "fold": "fold0", "seed": 0, **tags},
     )
 
 
 def picture(value: int = 200) -> np.ndarray:
     return np.full((20, 30, 3), value, np.uint8)
+
+
+def dress(folder: Path) -> bool:
+    (folder / "MLmodel").write_text("flavors: {pytorch: {}}")
+    return True
 
 
 def make_bundle(folder: Path) -> Path:
@@ -70,12 +76,13 @@ def finished(config: PipelineConfig, folder: Path, tmp_path_factory: pytest.Temp
     """A whole run."""
     tracker = open_tracker(config.tracking, "hippocampus", "hippocampus-fold0", None)
     assert isinstance(tracker, MlflowTracker)
-    start(tracker, config)
+    start(tracker, config, git_revision="abc123")
     for epoch in (1, 2, 3):
         tracker.epoch(epoch, {"train/loss": 1 / epoch, "val/dice/anterior": 0.3 * epoch, "val/dice/émotion": 0.1})
         tracker.overlay("overlay/0 case-1a2b3c4d", picture(), epoch)
     tracker.cases([{"case": "case-1a2b3c4d", "dice": np.float32(0.5)}, {"case": "case-2", "hd95_mm": float("inf")}])
-    tracker.version = tracker.bundle(make_bundle(tmp_path_factory.mktemp("run")), "hippo campus", FINAL)
+    tracker.picture("scores/confusion", picture())
+    tracker.version = tracker.bundle(make_bundle(tmp_path_factory.mktemp("run")), "hippo campus", FINAL, dress)
     tracker.finish("FINISHED")
     return tracker
 
@@ -150,6 +157,27 @@ def test_overlays_have_a_step_and_the_last_ones_a_sheet(finished: MlflowTracker)
     assert sorted(name.split("+step+")[1].split("+")[0] for name in full) == ["1", "2", "3"]
     assert all(name.startswith("images/overlay~0 case-1a2b3c4d+") for name in full)
     assert "overlays.png" in [entry.path for entry in client(finished).list_artifacts(finished.run_id)]
+
+
+def test_a_picture_without_a_course_lies_where_it_is_told(finished: MlflowTracker) -> None:
+    path = Path(client(finished).download_artifacts(finished.run_id, "scores/confusion.png"))
+    assert np.asarray(Image.open(path)).shape == (20, 30, 3)
+
+
+def test_the_bundle_is_dressed_for_the_tools_of_mlflow(finished: MlflowTracker) -> None:
+    found = [entry.path for entry in client(finished).list_artifacts(finished.run_id, "model")]
+    assert {"model/MLmodel", "model/bundle.json", "model/model.safetensors"} <= set(found)
+    (told,) = json.loads(client(finished).get_run(finished.run_id).data.tags["mlflow.log-model.history"])
+    assert told == {"flavors": {"pytorch": {}}, "run_id": finished.run_id, "artifact_path": "model"}
+    assert not any(folder.exists() for folder in finished._scratch)
+
+
+def test_a_run_is_found_by_task_data_seed_and_revision(finished: MlflowTracker) -> None:
+    wanted = f"tags.task = 'semantic' and tags.data_digest = '{DIGEST}' and tags.seed = '0'"
+    for revision, count in (("abc123", 1), ("abc124", 0)):
+        query = f"{wanted} and tags.git_revision = '{revision}'"
+        assert len(client(finished).search_runs([finished.experiment_id], query)) == count
+    assert client(finished).get_run(finished.run_id).data.tags["mlflow.source.git.commit"] == "abc123"
 
 
 def test_the_table_of_cases_is_one_that_mlflow_loads(finished: MlflowTracker, monkeypatch: pytest.MonkeyPatch) -> None:
