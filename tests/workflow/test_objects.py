@@ -147,6 +147,7 @@ def test_given_thresholds_change_model_and_scores(run: Path) -> None:
     assert outcome.result["instance"]["n_mask"] == 0
     assert read_bundle_info(run).config.instances.minimum_voxels == 100000
     assert metrics_of(run)["objects"]["given"] == ["minimum_voxels"]
+    assert read_bundle_info(run).meta["results"]["held_out"]["instance"] == outcome.result["instance"]
     again = retune(run, ["minimum_voxels=0"])
     assert again.result["instance"] == before["instance"]
 
@@ -167,6 +168,9 @@ def test_an_ensemble_and_its_members_are_retuned_together(discs: Path, tmp_path:
         assert read_bundle_info(tmp_path / place).config.instances.seed_depth == 0.5
     assert outcome.result["instance"]["n_images"] == 6
     assert set(outcome.result["folds"]) == {"fold_0", "fold_1"}
+    ensemble = read_bundle_info(tmp_path / "CV")
+    assert ensemble.meta["results"]["out_of_fold"]["instance"] == outcome.result["instance"]
+    assert metrics_of(tmp_path / "CV")["model_sha256"] == ensemble.sha256
 
 
 @pytest.mark.parametrize(

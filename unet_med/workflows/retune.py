@@ -20,6 +20,7 @@ from unet_med.metrics import summarise
 from unet_med.workflows.journal import JOURNAL
 from unet_med.workflows.objects import META_KEY, changes_of, object_table, scored_objects, tuned
 from unet_med.workflows.outcome import Outcome
+from unet_med.workflows.record import told_results
 from unet_med.workflows.session import JOURNAL as RUN
 
 _METRICS = "metrics.json"
@@ -30,6 +31,7 @@ _MODELS = ("model", "model_best")
 class _Fold:
     """The models of a fold and the maps of what they had not seen."""
 
+    place: Path
     models: tuple[Path, ...]
     archive: MapArchive
 
@@ -38,7 +40,7 @@ class _Fold:
         """Returns the fold that a folder holds; ``None``: no maps are kept in it."""
         archive = MapArchive(folder / MAPS)
         models = tuple(folder / name for name in _MODELS if (folder / name).is_dir())
-        return cls(models, archive) if models and archive.names() else None
+        return cls(folder, models, archive) if models and archive.names() else None
 
 
 def retune(folder: Path, overrides: Sequence[str] = (), data: Path | None = None) -> Outcome:
@@ -67,28 +69,28 @@ def retune(folder: Path, overrides: Sequence[str] = (), data: Path | None = None
 
 
 def _retune_run(run: Path, given: Mapping[str, Any]) -> Outcome:
-    folds = _folds(run)
-    ensemble = read_bundle_info(run / "model") if len(folds) > 1 else None
+    folds, ensemble = _folds(run), None
     scored: list[dict[str, Any]] = []
-    reasons: list[str] = []
     per_fold: dict[str, Any] = {}
+    if read_bundle_info(run).members:
+        ensemble = read_bundle_info(run / "model")
     for name, fold in folds.items():
-        settings, told, reason = _settings([fold.archive], read_bundle_info(fold.models[0]), given)
+        info = read_bundle_info(fold.models[0])
+        settings, told, reason = _settings([fold.archive], info, given)
+        cases = scored_objects(fold.archive, settings, info.labels)
+        metrics = _scores_of(fold.place / _METRICS, cases, told)
         for model in fold.models:
-            _change(model, settings, told, reason)
-        cases = scored_objects(fold.archive, settings, read_bundle_info(fold.models[0]).labels)
-        if ensemble is not None:
-            per_fold[name] = summarise(cases)["mean"]
-            _write_metrics(run / name / _METRICS, cases, told)
-        else:
-            reasons.append(reason)
+            _change(model, settings, told, reason, {"held_out": told_results(metrics)})
+        write_json(fold.place / _METRICS, metrics, _METRICS)
+        per_fold[name] = metrics["mean"]
         scored += cases
     if ensemble is not None:
         settings, told, reason = _settings([fold.archive for fold in folds.values()], ensemble, given)
-        _change(run / "model", settings, told, reason)
-        reasons.append(reason)
-    metrics = _write_metrics(run / _METRICS, scored, told, {"folds": per_fold} if per_fold else {})
-    lines = [f"instances: {reasons[-1]}", *object_table(metrics), f"{_METRICS} and model: {run}"]
+        metrics = _scores_of(run / _METRICS, scored, told) | {"folds": per_fold}
+        results = {"out_of_fold": told_results(metrics)}
+        metrics["model_sha256"] = _change(run / "model", settings, told, reason, results)
+        write_json(run / _METRICS, metrics, _METRICS)
+    lines = [f"instances: {reason}", *object_table(metrics), f"{_METRICS} and model: {run}"]
     return Outcome({key: value for key, value in metrics.items() if key != "cases"}, lines)
 
 
@@ -109,22 +111,20 @@ def _listed(chosen: Mapping[str, float]) -> str:
     return ", ".join(f"{key} {value:g}" for key, value in chosen.items())
 
 
-def _change(model: Path, settings: Instances, told: Mapping[str, Any], reason: str) -> None:
+def _change(model: Path, settings: Instances, told: Mapping[str, Any], reason: str, results: Mapping[str, Any]) -> str:
+    """Changes a bundle and what it says of itself; returns its sha256."""
     reasons = {**read_bundle_info(model).meta.get("reasons", {}), "instances": reason}
-    change_bundle(model, changes_of(settings), {META_KEY: told, "reasons": reasons})
+    return change_bundle(model, changes_of(settings), {META_KEY: told, "reasons": reasons, "results": results})
 
 
-def _write_metrics(
-    path: Path, scored: Sequence[Mapping[str, Any]], told: Mapping[str, Any], more: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Replaces the scores in ``metrics.json`` and keeps what else it says."""
+def _scores_of(path: Path, scored: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of ``metrics.json`` with new scores; what else it says is kept."""
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = {}
-    metrics = {**before, **summarise(scored), META_KEY: dict(told), **(more or {})}
-    write_json(path, metrics, path.name)
-    return metrics
+    before.pop("model_sha256", None)
+    return {**before, **summarise(scored), META_KEY: dict(told)}
 
 
 def _folds(run: Path) -> dict[str, _Fold]:
