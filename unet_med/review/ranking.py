@@ -86,8 +86,9 @@ def ranked(uncertainty: Sequence[float], features: FloatArray, labelled: FloatAr
 def case_uncertainty(assessment: Assessment, features: Sequence[dict[str, Features]]) -> tuple[float, str]:
     """Returns how unsure models are of a case, from 0 to 1, and in words why.
 
-    It is 1 less the mean Dice that is predicted (by bundles that know their failures) or expected (from the
-    probabilities) of the structures that were found, or 1 less the agreement of several models where that is more.
+    It is 1 less the Dice that is expected of the structures that were found, or 1 less the agreement of several models
+    where that is more. Of each structure that is the mean of what its probabilities say and, of bundles that know their
+    failures, of what is predicted: a prediction without skill is the same for all cases, and orders none.
 
     Args:
         assessment: What the models' knowledge of themselves says of it.
@@ -97,10 +98,10 @@ def case_uncertainty(assessment: Assessment, features: Sequence[dict[str, Featur
     for name in features[0] if features else ():
         seen = [value for one in features if (value := one[name]["expected_dice"]) is not None]
         estimate = assessment.predicted_dice.get(name)
-        if estimate is not None:
-            dice[name] = estimate.value
-        elif seen:
-            dice[name] = float(np.mean(seen))
+        said = [float(np.mean(seen))] if seen else []
+        said += [] if estimate is None else [estimate.value]
+        if said:
+            dice[name] = float(np.mean(said))
     agreement = float(np.mean(list(assessment.agreement.values()))) if assessment.agreement else 1.0
     if not dice:
         return max(NOT_KNOWN, 1.0 - agreement), "nothing was found; whether that is right is not known"

@@ -94,7 +94,7 @@ def test_uncertainty_of_a_case() -> None:
     assert case_uncertainty(nothing, [features_of(a=0.9), features_of(a=0.7)])[0] == pytest.approx(0.2)
     assert case_uncertainty(nothing, [features_of(a=None, b=None)])[0] == NOT_KNOWN
     predicted = Assessment(predicted_dice={"a": Estimate(0.4, 0.2, 0.6)})
-    assert case_uncertainty(predicted, [features_of(a=0.9)])[0] == pytest.approx(0.6)
+    assert case_uncertainty(predicted, [features_of(a=0.9)])[0] == pytest.approx(0.35)
     missing = Assessment(predicted_dice={"a": Estimate(0.0, 0.0, 0.0)})
     assert case_uncertainty(missing, [features_of(a=None)])[0] == 1.0
     apart = Assessment(agreement={"a": 0.3})
