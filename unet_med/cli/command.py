@@ -6,27 +6,63 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unet_med.cli.options import DebugOption, JsonOption, VerboseOption
+from unet_med.cli.options import (
+    AxesOption,
+    ChannelOption,
+    DebugOption,
+    GapsOption,
+    JsonOption,
+    PixelSizeOption,
+    ResampleOption,
+    SeriesOption,
+    UntiltOption,
+    VerboseOption,
+    intake_options,
+)
 from unet_med.cli.reporting import configure_logging, plain, report, say
 from unet_med.errors import Terminated
 from unet_med.io.atomic import disk_errors, write_json
 from unet_med.workflows.outcome import Outcome
 
+
+def _option(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
 _COMMON = (
-    inspect.Parameter("json_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=JsonOption),
-    inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=VerboseOption),
-    inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption),
+    _option("json_file", None, JsonOption),
+    _option("verbose", 0, VerboseOption),
+    _option("debug", False, DebugOption),
 )
+_INTAKE = (
+    _option("series", [], SeriesOption),
+    _option("axes", None, AxesOption),
+    _option("pixel_size", None, PixelSizeOption),
+    _option("channel", [], ChannelOption),
+    _option("untilt", False, UntiltOption),
+    _option("resample_slices", False, ResampleOption),
+    _option("allow_gaps", False, GapsOption),
+)
+"""By which images are read: of every command that has a parameter ``intake``."""
 
 
 def with_common_options(function: Callable[..., Outcome]) -> Callable[..., int]:
-    """Returns the command of ``function``: with the options that all have; it prints and returns the exit code."""
+    """Returns the command of ``function``: with the options that all have; it prints and returns the exit code.
+
+    A parameter ``intake`` of ``function`` stands for the options by which images are read.
+    """
+    own = dict(inspect.signature(function).parameters)
+    reads = own.pop("intake", None) is not None
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own.values()]
+    parameters += [*(_INTAKE if reads else ()), *_COMMON]
 
     @functools.wraps(function)
     def run(**values: Any) -> int:
         json_file, verbose, debug = (values.pop(parameter.name) for parameter in _COMMON)
         try:
             configure_logging(verbose, debug)
+            if reads:
+                values["intake"] = intake_options(**{one.name: values.pop(one.name) for one in _INTAKE})
             outcome = function(**values)
             if json_file is not None:
                 write_json(json_file, plain(outcome.result), json_file.name)
@@ -36,9 +72,8 @@ def with_common_options(function: Callable[..., Outcome]) -> Callable[..., int]:
             return report(error, debug)
         return outcome.exit_code
 
-    signature = inspect.signature(function)
-    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
-    run.__signature__ = inspect.Signature([*own, *_COMMON])  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run
 
 

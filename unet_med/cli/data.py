@@ -1,40 +1,26 @@
 """Commands on data: what is in a folder, as plain files, as a manifest, and its faults."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from unet_med.cli.options import (
-    AxesOption,
-    ChannelOption,
-    FolderArgument,
-    GapsOption,
-    OverwriteOption,
-    PixelSizeOption,
-    ResampleOption,
-    SeriesOption,
-    UntiltOption,
-    intake_options,
-)
+from unet_med.cli.options import FolderArgument, OverwriteOption
 from unet_med.workflows.outcome import Outcome
+
+if TYPE_CHECKING:
+    from unet_med.io.source import IntakeOptions
 
 
 def scan(
     folder: FolderArgument,
-    series: SeriesOption = [],
-    axes: AxesOption = None,
-    pixel_size: PixelSizeOption = None,
-    channel: ChannelOption = [],
-    untilt: UntiltOption = False,
-    resample_slices: ResampleOption = False,
-    allow_gaps: GapsOption = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the report as a page with small pictures.")
     ] = None,
+    *,
+    intake: "IntakeOptions",
 ) -> Outcome:
     """List the images and series of a folder, and why one is refused."""
-    intake = intake_options(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.scan import scan as workflow
 
     return workflow(folder, intake, html)
@@ -43,17 +29,11 @@ def scan(
 def convert(
     folder: FolderArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
-    series: SeriesOption = [],
-    axes: AxesOption = None,
-    pixel_size: PixelSizeOption = None,
-    channel: ChannelOption = [],
-    untilt: UntiltOption = False,
-    resample_slices: ResampleOption = False,
-    allow_gaps: GapsOption = False,
     overwrite: OverwriteOption = False,
+    *,
+    intake: "IntakeOptions",
 ) -> Outcome:
     """Write each usable source as NIfTI, pictures as TIFF."""
-    intake = intake_options(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.convert import convert as workflow
 
     return workflow(folder, out, intake, overwrite)
@@ -100,16 +80,10 @@ def manifest(
         Path | None,
         typer.Option("--nnunet", metavar="DIR", help="Also write the data set as nnU-Net's raw layout here."),
     ] = None,
-    series: SeriesOption = [],
-    axes: AxesOption = None,
-    pixel_size: PixelSizeOption = None,
-    channel: ChannelOption = [],
-    untilt: UntiltOption = False,
-    resample_slices: ResampleOption = False,
-    allow_gaps: GapsOption = False,
+    *,
+    intake: "IntakeOptions",
 ) -> Outcome:
     """Pair images with labels, hash them, store folds."""
-    intake = intake_options(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.manifest import make_manifest
 
     return make_manifest(

@@ -1,25 +1,15 @@
 """Commands that look into a model: why it says what it says, and what it should learn next."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unet_med.cli.options import (
-    AxesOption,
-    ChannelOption,
-    DeviceOption,
-    FolderArgument,
-    GapsOption,
-    ModelArgument,
-    OverwriteOption,
-    PixelSizeOption,
-    ResampleOption,
-    SeriesOption,
-    UntiltOption,
-    intake_options,
-)
+from unet_med.cli.options import DeviceOption, FolderArgument, ModelArgument, OverwriteOption
 from unet_med.workflows.outcome import Outcome
+
+if TYPE_CHECKING:
+    from unet_med.io.source import IntakeOptions
 
 _AlsoOption = Annotated[list[str], typer.Option("--also", metavar="MODEL2", help="One more model (repeatable).")]
 _OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")]
@@ -41,17 +31,11 @@ def explain(
         int, typer.Option("--dropout-samples", metavar="N", min=2, help="Predictions with dropout left on.")
     ] = 10,
     device: DeviceOption = "auto",
-    series: SeriesOption = [],
-    axes: AxesOption = None,
-    pixel_size: PixelSizeOption = None,
-    channel: ChannelOption = [],
-    untilt: UntiltOption = False,
-    resample_slices: ResampleOption = False,
-    allow_gaps: GapsOption = False,
     overwrite: OverwriteOption = False,
+    *,
+    intake: "IntakeOptions",
 ) -> Outcome:
     """Show where a model takes the labels of a case from, with evidence, and where it is unsure."""
-    intake = intake_options(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.explain import explain as workflow
 
     return workflow(model, case, out, also, label, block_mm, dropout_samples, device, intake, overwrite)
@@ -69,17 +53,11 @@ def rank(
         ),
     ] = None,
     device: DeviceOption = "auto",
-    series: SeriesOption = [],
-    axes: AxesOption = None,
-    pixel_size: PixelSizeOption = None,
-    channel: ChannelOption = [],
-    untilt: UntiltOption = False,
-    resample_slices: ResampleOption = False,
-    allow_gaps: GapsOption = False,
     overwrite: OverwriteOption = False,
+    *,
+    intake: "IntakeOptions",
 ) -> Outcome:
     """Say which images of a folder to label next: those a model is unsure of, and unlike each other."""
-    intake = intake_options(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.rank import rank as workflow
 
     return workflow(model, folder, out, also, labelled, device, intake, overwrite)

@@ -1,33 +1,32 @@
 """Commands that make masks, and those that score or rework masks that exist."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from unet_med.cli.options import (
     AxesOption,
-    ChannelOption,
     DataOption,
     DeidentifyOption,
     DeviceOption,
     FormatOption,
-    GapsOption,
     LabelsOption,
     MemoryOption,
     ModelArgument,
     OutOption,
     OverwriteOption,
     PixelSizeOption,
-    ResampleOption,
     SegTypeOption,
     SeriesOption,
     SetOption,
-    UntiltOption,
     intake_options,
 )
 from unet_med.errors import UsageError
 from unet_med.workflows.outcome import Outcome
+
+if TYPE_CHECKING:
+    from unet_med.io.source import IntakeOptions
 
 
 def evaluate(
@@ -77,17 +76,11 @@ def predict(
         str | None, typer.Option("--part", metavar="I/N", help="Do the I-th of N shares of the folder.")
     ] = None,
     pages: Annotated[bool, typer.Option("--pages", help="Make pages of the masks, too (see `page`).")] = False,
-    series: SeriesOption = [],
-    axes: AxesOption = None,
-    pixel_size: PixelSizeOption = None,
-    channel: ChannelOption = [],
-    untilt: UntiltOption = False,
-    resample_slices: ResampleOption = False,
-    allow_gaps: GapsOption = False,
     overwrite: OverwriteOption = False,
+    *,
+    intake: "IntakeOptions",
 ) -> Outcome:
     """Segment every image of a folder, each on its own grid."""
-    intake = intake_options(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.predict import predict as workflow
 
     outcome = workflow(

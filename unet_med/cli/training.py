@@ -1,32 +1,27 @@
 """Commands that plan and train networks."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from unet_med.cli.options import (
-    AxesOption,
-    ChannelOption,
     DataOption,
     DeviceOption,
     FolderArgument,
     FoldOption,
     FormatOption,
-    GapsOption,
     MinutesOption,
     OutOption,
     OverwriteOption,
     PipelineArgument,
-    PixelSizeOption,
     PlanMemoryOption,
-    ResampleOption,
-    SeriesOption,
     SetOption,
-    UntiltOption,
-    intake_options,
 )
 from unet_med.workflows.outcome import Outcome
+
+if TYPE_CHECKING:
+    from unet_med.io.source import IntakeOptions
 
 
 def plan(
@@ -108,17 +103,11 @@ def run(
     device: DeviceOption = "auto",
     set_: SetOption = [],
     formats: FormatOption = [],
-    series: SeriesOption = [],
-    axes: AxesOption = None,
-    pixel_size: PixelSizeOption = None,
-    channel: ChannelOption = [],
-    untilt: UntiltOption = False,
-    resample_slices: ResampleOption = False,
-    allow_gaps: GapsOption = False,
     overwrite: OverwriteOption = False,
+    *,
+    intake: "IntakeOptions",
 ) -> Outcome:
     """Go the whole way on a folder, from scan to masks."""
-    intake = intake_options(series, axes, pixel_size, channel, untilt, resample_slices, allow_gaps)
     from unet_med.workflows.run import run as workflow
 
     return workflow(
