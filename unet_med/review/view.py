@@ -22,14 +22,16 @@ from unet_med.overlays import PERCENTILES, to_lpi
 Grey = npt.NDArray[np.uint8]
 Whole = npt.NDArray[np.integer[Any]]
 
-MOST_VOXELS = {2: 2**22, 3: 2**23}
-"""Of a picture and of all channels of a volume; 8 million make about a megabyte."""
+MOST_VOXELS = {2: 2**22, 3: 10**7}
+"""Of a picture and of all channels of a volume; ten million make about a megabyte."""
 MOST_ALONG = 2**12
 """Of one axis: browsers and formats of pictures have limits."""
 MOST_CHANNELS = 4
 
 _FRAMES_LAST = 8.0
 """Pixels of a movie are made that much coarser before frames are left out."""
+_ALIKE = 1.001
+"""Axes whose voxels differ in size by no more than this are made coarser together."""
 _SAMPLE = 2**18
 _CT_AIR = -900.0
 _CT_WINDOWS = ((-400.0, (-1350.0, 150.0)), (300.0, (-160.0, 240.0)), (np.inf, (-500.0, 1300.0)))
@@ -226,8 +228,9 @@ def _factors(shape: Sequence[int], sizes: Sequence[float], room: int) -> tuple[i
     factors = [ceil(n / MOST_ALONG) for n in shape]
     while prod(ceil(n / factor) for n, factor in zip(shape, factors, strict=True)) > room:
         open_axes = [axis for axis, n in enumerate(shape) if n > factors[axis]]
-        finest = min(open_axes, key=lambda axis: sizes[axis] * factors[axis])
-        factors[finest] += 1
+        finest = min(sizes[axis] * factors[axis] for axis in open_axes)
+        for axis in open_axes:
+            factors[axis] += sizes[axis] * factors[axis] <= finest * _ALIKE
     return tuple(factors)
 
 
@@ -240,14 +243,16 @@ def _sampled(array: npt.NDArray[Any], factors: Sequence[int]) -> npt.NDArray[Any
 
 
 def _averaged(array: npt.NDArray[Any], factors: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Returns the mean of each block; the last ones may hold fewer voxels."""
-    values: npt.NDArray[Any] = np.asarray(array, dtype=np.float32)
+    """Returns the mean of each block; where the last ones are not whole, their last voxels count again."""
+    values = array
     for axis, factor in enumerate(factors):
         if factor > 1:
-            starts = np.arange(0, values.shape[axis], factor)
-            counts = np.diff([*starts, values.shape[axis]]).astype(np.float32)
-            counts = counts.reshape([-1 if other == axis else 1 for other in range(values.ndim)])
-            values = np.add.reduceat(values, starts, axis=axis) / counts
+            last = values.shape[axis] - 1
+            starts = np.arange(0, last + 1, factor)
+            total = values.take(starts, axis=axis).astype(np.float32)
+            for offset in range(1, factor):
+                total += values.take(np.minimum(starts + offset, last), axis=axis)
+            values = total / factor
     return np.asarray(values, dtype=np.float32)
 
 

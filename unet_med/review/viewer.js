@@ -52,8 +52,10 @@
 
   async function pixels(source) {
     const image = new Image();
-    image.src = source;
-    await image.decode();
+    await new Promise((resolve, reject) => {
+      [image.onload, image.onerror] = [resolve, reject];
+      image.src = source;
+    });
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
     const context = canvas.getContext("2d", { willReadFrequently: true });
