@@ -268,6 +268,7 @@ def _readme(metadata: Mapping[str, Any]) -> str:
         "",
         "Scores, where there are any, are of cases that the model had not seen. In the folder of the bundle:",
         "",
+        "    pip install monai torch nibabel scipy fire",
         f"    {command}",
         "",
     ]
