@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ from toy_set import PIPELINE, Trained, write_toy_set
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables, which take seconds to make, and nothing in them: copy it."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path.as_posix()}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Trained:
     """Trains the toy network once; its MLflow store is ``work/mlflow.db``. Never write into it."""
     from unet_med.io.source import IntakeOptions
     from unet_med.workflows.manifest import make_manifest
@@ -23,6 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     torch.set_num_threads(1)
     os.chdir(work)
     try:
+        shutil.copy(empty_store, work / "mlflow.db")
         data = write_toy_set(work / "data")
         pipeline = work / "toy.yaml"
         pipeline.write_text(yaml.safe_dump(PIPELINE), encoding="utf-8")

@@ -51,13 +51,14 @@ def go(place: Path, out: str = "RUN", **options: Any) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def crossed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def crossed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
     """A cross-validation of two folds, each a cascade; ``RUN`` and ``mlflow.db`` in it are only read.
 
     ``masks.json`` says which models made the mask of which case.
     """
     torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("crossed")
+    shutil.copy(empty_store, place / "mlflow.db")
     write_toy_set(place / "data", cases=6)
     (place / "toy.yaml").write_text(yaml.safe_dump(CASCADE), encoding="utf-8")
     make_manifest(place / "data", place / "M.json", folds=2, intake=IntakeOptions())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,10 +39,11 @@ def _small(kind: module.Kind) -> Recipe:
 
 
 @pytest.fixture(autouse=True)
-def _small_and_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_and_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> None:
     """Small networks, few cases, and the MLflow store in the test's own folder."""
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setattr(module, "RECIPES", {kind: _small(kind) for kind in module.RECIPES})
 
 
