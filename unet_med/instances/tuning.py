@@ -251,7 +251,7 @@ def _tables(
 def _kinds(maps: ObjectMaps, basins: Basins, true: Sequence[int]) -> _Kinds:
     number = len(basins.summits)
     rows = (one.ravel()[basins.places] for one in maps.classes[1:])
-    weights = np.stack([np.bincount(basins.members, row, number) for row in rows])
+    weights = np.stack([np.bincount(basins.members, row, number).astype(np.float64) for row in rows])
     return _Kinds(weights, np.array(true, dtype=np.int64) - 1)
 
 
