@@ -18,14 +18,15 @@ from unet_med import __version__
 from unet_med.bundle import BundleInfo
 from unet_med.errors import MachineError, UnetMedError
 from unet_med.inference.process import Worker
+from unet_med.inference.quality.assessment import quality_lines
 from unet_med.inference.worker import CaseJob
 from unet_med.io.atomic import whole_file, write_json
 from unet_med.io.cases import Case
 from unet_med.io.export.mask import ExportOptions
 from unet_med.io.export.sidecars import RESEARCH_ONLY, write_label_tables
 from unet_med.manifest import ManifestCase
+from unet_med.model_card import model_card
 from unet_med.workflows.dispatch import Dispatch, files_of, unfinished
-from unet_med.workflows.info import info as describe
 from unet_med.workflows.journal import FOLDER, Journal
 
 REPORT = "report.json"
@@ -193,9 +194,8 @@ class CaseFolder:
 
 def about_model(info: BundleInfo) -> dict[str, Any]:
     """Returns what a model says of itself, for the pages of its masks: ``name``, ``sha256``, ``card``, ``knows``."""
-    told = describe(str(info.folder)).result
-    card = told.get("card") or {"limits": told["limits"]}
-    return {"name": told["name"], "sha256": told["sha256"], "card": card, "knows": told["knows"]}
+    card = model_card(info.config, info.meta)
+    return {"name": info.config.name, "sha256": info.sha256, "card": card, "knows": quality_lines(info.meta)}
 
 
 def output_name(case_id: str) -> str:
