@@ -114,7 +114,7 @@ def test_what_it_says_lies_on_the_grid_of_the_student(place: Path, ensemble: Pat
 
 def test_a_student_of_its_teacher_alone_makes_its_mistakes(place: Path, ensemble: Path) -> None:
     """The first member calls both balls bright; the truth calls the small one dark."""
-    settings = ["loss.teacher_weight=1", "training.steps_per_epoch=60"]
+    settings = ["loss.teacher_weight=1", "training.steps_per_epoch=40"]
     outcome = go(place, fold="0", teacher=str(ensemble / "fold_0"), overrides=settings)
     cost = outcome.result["distillation"]
     assert outcome.exit_code == 0
