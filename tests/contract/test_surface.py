@@ -26,8 +26,8 @@ SURFACE = {
     "plan": "pipeline --data --memory-gb --device --explain --set",
     "plan-diff": "plan_a plan_b",
     "train": "pipeline --from-run --data --out --fold --max-minutes --resume "
-    "--start-from --teacher --device --memory-gb "
-    "--set --overwrite",
+    "--start-from --teacher --device --memory-gb --set "
+    "--overwrite",
     "evaluate": "model --data --out --fold --split --allow-training-cases --device --overwrite",
     "predict": "model input_ out --also --format --seg-type --labels --deidentify --tta --device --memory-gb --part "
     f"--pages {INTAKE} --overwrite",
