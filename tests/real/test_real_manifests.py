@@ -26,9 +26,9 @@ def test_hippocampus(shared_data: Shared, tmp_path: Path) -> None:
     outcome = make_manifest(shared_data("msd_hippocampus"), path, label_names="1=anterior,2=posterior")
     assert outcome.exit_code == 0
     assert outcome.result["left_over"] == []
-    started = time.monotonic()
+    started = time.process_time()
     manifest = load_manifest(path)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10  # other tests may keep the processors busy
     assert len(manifest.training) == 220
     assert manifest.labels == {"background": 0, "anterior": 1, "posterior": 2}
     sizes = np.bincount([case.fold for case in manifest.training])
