@@ -63,7 +63,8 @@ def describe(facts: Facts) -> str:
     kind = f"{params['dims']}-D" if params.get("dims", "auto") != "auto" else ""
     words = [(tags.get("task") or params.get("task", "")).capitalize(), "segmentation of", labels]
     sentence = " ".join(word for word in words if word)
-    sentence += f" ({', '.join(part for part in (kind, *_list(params.get('channels'))) if part)})"
+    seen = ", ".join(part for part in (kind, *_list(params.get("channels"))) if part)
+    sentence += f" ({seen})" if seen else ""
     lines = [*_result_lines(facts.results), f"**{sentence}**, trained by unet-med.", ""]
     if facts.model_uri:
         name = facts.model_uri.removeprefix("models:/").rpartition("/")[0]

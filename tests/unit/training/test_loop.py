@@ -154,7 +154,7 @@ def test_dropout_differs_between_the_pieces_of_a_batch(tmp_path: Path) -> None:
     sample = next(patch_loader(PatchDataset(toy_cases(tmp_path), config), 1, 0, 1, 0))
     assert trainer.sums_of_batch is not None
     with trainer.sums_of_batch.learning():
-        first, again, second = (trainer._loss_of(number, sample).item() for number in (0, 0, 1))
+        first, again, second = (trainer._loss_of(number, sample)[0].item() for number in (0, 0, 1))
     assert first == again != second
 
 

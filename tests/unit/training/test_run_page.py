@@ -34,8 +34,10 @@ def test_parameters_are_the_main_choices_and_what_is_not_the_default() -> None:
 
 def test_the_description_of_a_run_that_just_began_promises_nothing() -> None:
     text = describe(Facts())
-    assert text.startswith("**segmentation of the labels")
-    assert "Dice" not in text
+    facts, found, _ = text.partition("Where to look")
+    assert found
+    assert facts.startswith("**segmentation of the labels**")
+    assert "Dice" not in facts
     assert "Use it" not in text
 
 
