@@ -48,5 +48,5 @@ $(VENV)/.package: $(VENV)/.python pyproject.toml constraints.txt
 	@$(PYTHON) -c "open('$@', 'w').close()"
 
 $(VENV)/.dev: $(VENV)/.package
-	$(PIP) -e ".[dev,dicom,pacs]"
+	$(PIP) -e ".[dev,dicom,onnx,pacs]"
 	@$(PYTHON) -c "open('$@', 'w').close()"

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
@@ -23,6 +24,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
 MLFLOW_COMMAND_LINE = ("mlflow/cli/__init__.py", "mlflow/utils/cli_args.py")
+HADOLINT = shutil.which("hadolint", path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
 FILES = ("predict.Dockerfile", "train.Dockerfile")
 IMAGE = {
     "python_version": "3.12",
@@ -100,10 +102,10 @@ def test_an_image_runs_without_root_and_takes_what_the_context_holds(name: str) 
             assert all((ROOT / source).exists() for source in sources)
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed")
 @pytest.mark.parametrize("name", FILES)
 def test_a_linter_of_dockerfiles_finds_nothing(name: str) -> None:
-    done = subprocess.run(["hadolint", str(DOCKER / name)], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([str(HADOLINT), str(DOCKER / name)], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
 
 
