@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from unet_med.geometry import Geometry
+from unet_med.io.tiff.source import TiffSource
 from unet_med.volume import ArraySource, Region, Volume
 
 
@@ -49,3 +51,17 @@ def picture(shape: tuple[int, ...], seed: int = 0, channels: int = 1) -> npt.NDA
     rng = np.random.default_rng(seed)
     slope = np.linspace(0, 400, shape[-1])
     return (1000 + slope + rng.normal(0, 300, (channels, *shape))).clip(0, 4000).astype(np.uint16)
+
+
+def watched_reads(monkeypatch: pytest.MonkeyPatch, unit: str = "nbytes") -> list[int]:
+    """Returns a list that grows with each read of a TIFF, by its bytes or (``size``) its numbers."""
+    read: list[int] = []
+    true_read = TiffSource.read
+
+    def watched(self: Any, *places: Any, **named: Any) -> Any:
+        found = true_read(self, *places, **named)
+        read.append(getattr(found.array, unit))
+        return found
+
+    monkeypatch.setattr(TiffSource, "read", watched)
+    return read

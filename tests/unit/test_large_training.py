@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from large_images import picture
+from large_images import picture, watched_reads
 
 from unet_med import data
 from unet_med.bundle import load_bundle
@@ -18,7 +18,6 @@ from unet_med.data import ANNOTATED, CachedCase, prepare_cases
 from unet_med.errors import NothingUsableError
 from unet_med.io.cases import Case
 from unet_med.io.tiff import inspect_tiff
-from unet_med.io.tiff.source import TiffSource
 from unet_med.manifest import ManifestCase
 from unet_med.patches import PatchDataset
 from unet_med.planning import fingerprint
@@ -46,16 +45,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
         monkeypatch.setattr("unet_med.volume._BAND_BYTES", 2**12)
         monkeypatch.setattr("unet_med.transforms.resample._LABEL_VOXELS", 700)
         monkeypatch.setattr("unet_med.io.objects.boxes._BLOCK", {2: 16, 3: 8})
-        read: list[int] = []
-        true_read = TiffSource.read
-
-        def watched(self: Any, *places: Any, **named: Any) -> Any:
-            found = true_read(self, *places, **named)
-            read.append(found.array.nbytes)
-            return found
-
-        monkeypatch.setattr(TiffSource, "read", watched)
-        return read
+        return watched_reads(monkeypatch)
 
     return begin
 

@@ -179,9 +179,9 @@ class CaseWork:
             self._output_error = error
             self._end("failed", error.what)
         except (InputRefusedError, ModelError) as error:
-            self._end("refused", _reason(error))
+            self._end("refused", error.reason)
         except UnetMedError as error:
-            self._end("failed", _reason(error), isinstance(error, MachineError))
+            self._end("failed", error.reason, isinstance(error, MachineError))
         except Exception as error:  # one broken case must not stop the others
             logger.debug("a case failed", exc_info=True)
             starved = is_out_of_memory(error)
@@ -443,7 +443,3 @@ def _write_preview(job: CaseJob, shown: _Frame | None, labels: LabelMap) -> Path
     except MachineError as error:
         raise OutputError(error.what, error.where, error.remedy) from error
     return path
-
-
-def _reason(error: UnetMedError) -> str:
-    return f"{error.what}: {error.remedy}" if error.remedy else error.what

@@ -21,6 +21,7 @@ import psutil
 import torch
 from torch import nn
 
+from unet_med.bundle import labels_of
 from unet_med.config import PipelineConfig
 from unet_med.errors import ConfigError, MachineError
 from unet_med.geometry import Geometry
@@ -29,7 +30,6 @@ from unet_med.inference.rows import CHUNK_VALUES
 from unet_med.inference.stream import ROWS_READ, rolling_values
 from unet_med.inference.tiling import WindowAxis, window_axes
 from unet_med.io.cases import Case
-from unet_med.labels import OBJECT_OUTPUTS
 from unet_med.networks import admissible_patch, context_voxels, head_channels, input_channels
 from unet_med.transforms.preprocess import network_axes
 from unet_med.volume import BANDS_BYTES
@@ -321,9 +321,9 @@ def window_count(geometry: Geometry, config: PipelineConfig, mirror: bool = Fals
 def held_bytes(size: CaseSize, config: PipelineConfig) -> Held:
     """Returns what prediction holds of a case of this size."""
     axes = _axes(size.geometry, config)
-    outputs, dims = _outputs(config), _window(config)[1]
-    differences = not config.regions and not _object_outputs(config)
-    channels = min(outputs - int(differences), head_channels(config.network))
+    labels, dims = labels_of(config), _window(config)[1]
+    outputs = labels.outputs
+    channels = min(outputs - int(labels.softmax_only), head_channels(config.network))
     rolling = [rolling_values(axes, along, channels, CPU_BATCH[dims]) for along in range(len(axes))]
     along = rolling.index(min(rolling))
     thickness = min(axes[along].size, axes[along].window + 2 * axes[along].border)
@@ -454,14 +454,6 @@ def _axes(geometry: Geometry, config: PipelineConfig) -> Sequence[WindowAxis]:
         context_voxels(config.network, dims),
         config.network.slices,
     )
-
-
-def _outputs(config: PipelineConfig) -> int:
-    return (len(config.regions or ()) or len(config.labels)) + _object_outputs(config)
-
-
-def _object_outputs(config: PipelineConfig) -> int:
-    return len(OBJECT_OUTPUTS) if config.task == "instance" else 0
 
 
 def _network_shape(geometry: Geometry, config: PipelineConfig) -> Sequence[int]:

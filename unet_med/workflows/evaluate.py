@@ -85,7 +85,7 @@ def evaluate(
             "choose the fold that it held out, or --allow-training-cases to score them all the same",
         )
     usable, changed = verified(cases)
-    refused = [refused_entry(case.id, f"{error.what}: {error.remedy}") for case, error in changed]
+    refused = [refused_entry(case.id, error.reason) for case, error in changed]
     if not usable:
         first = refused[0]
         raise NothingUsableError(f"none of the {len(cases)} cases can be used: {first['reason']}", str(first["id"]))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 from healthy_sets import manifest_of, tissue, write_tissues
-from large_images import WatchedSource, picture
+from large_images import WatchedSource, picture, watched_reads
 
 from unet_med.doctoring import examine, thinning
 from unet_med.doctoring.looking import look
 from unet_med.doctoring.thinning import middle, thinned
 from unet_med.geometry import Geometry
-from unet_med.io.tiff.source import TiffSource
 from unet_med.volume import Volume, lazily
 
 
@@ -27,16 +25,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr("unet_med.volume._BAND_BYTES", 2**12)
     monkeypatch.setattr(thinning, "LOOKED_VOXELS", 96 * 96 // 4)
     monkeypatch.setattr(thinning, "_PART_VOXELS", 96 * 10)
-    read: list[int] = []
-    true_read = TiffSource.read
-
-    def watched(self: Any, *places: Any, **named: Any) -> Any:
-        found = true_read(self, *places, **named)
-        read.append(found.array.nbytes)
-        return found
-
-    monkeypatch.setattr(TiffSource, "read", watched)
-    return read
+    return watched_reads(monkeypatch)
 
 
 @pytest.mark.parametrize("shape", [(50, 31), (9, 14, 23)])

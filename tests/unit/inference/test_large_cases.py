@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from allocations import peak_bytes
-from large_images import WatchedSource, picture
+from large_images import WatchedSource, picture, watched_reads
 from PIL import Image
 from scipy import ndimage
 
@@ -26,7 +26,6 @@ from unet_med.inference.worker import CaseJob
 from unet_med.io.cases import Case
 from unet_med.io.discover import discover
 from unet_med.io.grouping import group_cases
-from unet_med.io.tiff.source import TiffSource
 from unet_med.volume import lazily
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,15 +80,7 @@ def _kill(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
 def test_a_large_case_is_the_same_case(predictor, tmp_path: Path, monkeypatch, shape, axes) -> None:
     case = _case(tmp_path / "in", picture(shape)[0], axes, tile=(32, 32), compression="deflate")
     usual = _done(predictor, case, tmp_path / "usual", None)
-    read: list[int] = []
-    true_read = TiffSource.read
-
-    def watched(self: Any, *places: Any, **named: Any) -> Any:
-        found = true_read(self, *places, **named)
-        read.append(found.array.size)
-        return found
-
-    monkeypatch.setattr(TiffSource, "read", watched)
+    read = watched_reads(monkeypatch, "size")
     found = _done(predictor, case, tmp_path / "large", tmp_path / "kept")
     assert found["status"] == usual["status"] == "done"
     assert max(read) <= np.prod(shape[-2:]) * (shape[0] if axes[0] == "Z" else 1) / 2

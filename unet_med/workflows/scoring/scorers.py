@@ -59,7 +59,7 @@ class Scorer(ABC):
 
     def refuse(self, pair: Pair, error: InputRefusedError) -> None:
         """Notes why a pair is not scored."""
-        self.refused[pair.id] = f"{error.what}: {error.remedy}" if error.remedy else error.what
+        self.refused[pair.id] = error.reason
 
     @abstractmethod
     def compare(self, pair: Pair, frame: int) -> dict[str, Any]:
